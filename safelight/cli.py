@@ -1,0 +1,365 @@
+"""The command line: reads flags, calls the API, prints. One function per command; torch is loaded only to run.
+
+Results go to stdout (paths, or one JSON document with --json), everything else to stderr.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+import safelight
+from safelight import config
+from safelight.errors import PartlyDone, SafelightError, UsageError
+from safelight.report.terminal import mib, progress, say
+
+if TYPE_CHECKING:
+    from safelight.run.generate import Picture
+    from safelight.run.metadata import Record
+    from safelight.session import Result, Run, Session
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Commands(click.Group):
+    """t2i is generate; an unknown command names the nearest."""
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return super().get_command(ctx, {"t2i": "generate"}.get(name, name))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(safelight.__version__, prog_name="safelight")
+def app() -> None:
+    """Run diffusion models fast and in little memory, without spoiling the picture."""
+
+
+def main() -> NoReturn:
+    """Runs the command line and turns every ending into its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app.main(standalone_mode=False) or 0
+    except SafelightError as error:
+        code = _fail(str(error), error.exit_code)
+    except click.UsageError as error:
+        code = _fail(error.format_message(), 2)
+    except click.Abort:
+        code = _fail("interrupted", INTERRUPTED)
+    except KeyboardInterrupt:
+        code = _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    say(f"safelight: {' '.join(message.split())}")
+    return code
+
+
+def _terminate(_signal: int, _frame: Any) -> NoReturn:
+    say("safelight: terminated")
+    sys.exit(TERMINATED)
+
+
+GENERATE_FLAGS = (
+    click.option(
+        "--model", help="firstlight (bundled), a diffusers folder, a .safetensors file, or a hub id[@revision]."
+    ),
+    click.option("--vae", help="Another VAE: a folder, a .safetensors file or a hub id."),
+    click.option("--lora", multiple=True, metavar="FILE[=WEIGHT]", help="A LoRA; may be given again."),
+    click.option("--config", "config_folder", help="Configs and tokenizers for a single file, where there is no hub."),
+    click.option("--allow-pickle", is_flag=True, help="Read .ckpt files, with weights_only=True."),
+    click.option("--negative", help="What the picture should not show."),
+    click.option("--width", type=int, help="Pixels; the model's own size by default."),
+    click.option("--height", type=int),
+    click.option("--steps", type=int, help="Denoising steps, 20 by default."),
+    click.option("--guidance", type=float, help="Scale of classifier-free guidance."),
+    click.option("--seed", type=int, help="Picture i uses seed + i; random by default."),
+    click.option("--count", type=int, help="How many pictures."),
+    click.option("--batch-size", type=int, help="How many at a time; changes no picture."),
+    click.option("--sampler", help='As A1111 writes it ("DPM++ 2M Karras") or a diffusers class.'),
+    click.option("--upscale", type=int, help="4: enlarge with the bundled Real-ESRGAN."),
+    click.option("--dtype", help="float32, bfloat16 or float16; short for -o dtype=..."),
+    click.option("--device", help="cpu, cuda, cuda:1, mps, ...; the best there is by default."),
+    click.option("-o", "--optimize", help='"auto", or names: "dtype=bfloat16,vae-tiling=256"; none by default.'),
+    click.option("--without", multiple=True, metavar="NAME", help="Never this optimizer; may be given again."),
+    click.option("--out", "-O", help="A .png, .jpg or .webp file, or a folder."),
+    click.option("--from", "source", metavar="PICTURE", help="Make this picture again; other flags change it."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    click.option("--quiet", "-q", is_flag=True, help="No progress."),
+)
+
+
+def _flags(command: Any) -> Any:
+    for flag in reversed(GENERATE_FLAGS):
+        command = flag(command)
+    return command
+
+
+@app.command()
+@click.argument("prompt", required=False)
+@_flags
+def generate(prompt: str | None, **flags: Any) -> None:
+    """Draw PROMPT. Also called t2i."""
+    given = {name: value for name, value in flags.items() if value not in (None, (), False)}
+    wanted = _wanted(prompt, given)
+    request, run = _request(wanted), _run_settings(wanted)
+    from safelight.run import metadata
+
+    only = run.get("only")  # of a batch that is drawn again for the sake of one picture
+    paths = _paths(run.get("out"), 1 if only is not None else request.count)
+    for folder in sorted({path.parent for path in paths}):
+        metadata.check_folder(folder)
+    _hush()
+    with safelight.load(**_load_arguments(run, request)) as session:
+        targets = dict(enumerate(paths)) if only is None else {only: paths[0]}
+        done, result = _draw(session, request, targets, quiet=flags["quiet"] or flags["as_json"])
+    _report(done, result, session, as_json=flags["as_json"])
+
+
+def _wanted(prompt: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, then the picture to repeat, then flags."""
+    wanted = config.settings()
+    if source := given.get("source"):
+        wanted.update(_from_picture(Path(source)))
+        if given.keys() & {"seed", "count", "batch_size"}:
+            wanted |= {
+                "count": 1,
+                "batch_size": 1,
+                "seed": (wanted["seed"] + wanted.pop("only")) % (config.MAX_SEED + 1),
+            }
+    wanted.update({name: value for name, value in given.items() if name != "source"})
+    if prompt is not None:
+        wanted["prompt"] = prompt
+    if not wanted.get("prompt"):
+        raise UsageError('what shall be drawn? safelight generate "a red apple, 3d, on a blue background"')
+    return wanted
+
+
+def _from_picture(path: Path) -> dict[str, Any]:
+    """Request and settings that make the picture at `path` again."""
+    from safelight.run import metadata
+
+    record, _ = metadata.read(path)
+    if record is None:
+        raise UsageError(f"{path} carries no safelight record: only pictures that safelight made can be made again")
+    same = {name: getattr(record, name) for name in ("prompt", "negative", "width", "height", "steps", "guidance")}
+    same |= {"sampler": record.sampler, "upscale": record.upscale, "model": record.model, "device": record.device}
+    same |= {"vae": record.vae, "lora": record.lora}
+    # its whole batch, of which it alone is written: another batch size would round otherwise
+    first = (record.seed - record.batch_index) % (config.MAX_SEED + 1)
+    same |= {"seed": first, "count": record.batch_size, "batch_size": record.batch_size, "only": record.batch_index}
+    if record.revision and "@" not in record.model:
+        same["model"] = f"{record.model}@{record.revision}"
+    same["optimize"] = ",".join(_written(name, value) for name, value in record.optimizers)
+    return {name: value for name, value in same.items() if value is not None}
+
+
+def _written(name: str, value: str) -> str:
+    """("vae-tiling", "256,overlap=0.5") -> "vae-tiling=256,vae-tiling.overlap=0.5"."""
+    first, *others = value.split(",") if value else [""]
+    return ",".join([f"{name}={first}" if first else name, *(f"{name}.{other}" for other in others)])
+
+
+def _request(wanted: Mapping[str, Any]) -> config.Request:
+    fields = {name: value for name, value in wanted.items() if name in config.REQUEST_FIELDS}
+    return config.Request(**{name: _number(name, value) for name, value in fields.items()})
+
+
+def _number(name: str, value: Any) -> Any:
+    """Environment variables come as text."""
+    kind = {"guidance": float}.get(name, int)
+    if not isinstance(value, str) or name in ("prompt", "negative", "sampler"):
+        return value
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise UsageError(f"{name.replace('_', '-')} is {value!r}: give a number") from error
+
+
+def _run_settings(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in wanted.items() if name not in config.REQUEST_FIELDS}
+
+
+def _load_arguments(run: Mapping[str, Any], request: config.Request) -> dict[str, Any]:
+    optimize = run.get("optimize") or ""
+    if dtype := run.get("dtype"):
+        optimize = ",".join(filter(None, (optimize, f"dtype={config.dtype_name(dtype)}")))
+    without = run.get("without") or ()
+    lora = run.get("lora") or ()
+    return {
+        "model": run.get("model") or "firstlight",
+        "optimize": optimize,
+        "without": tuple(without.split(",")) if isinstance(without, str) else tuple(without),
+        "device": run.get("device"),
+        "vae": run.get("vae"),
+        "loras": (lora,) if isinstance(lora, str) else tuple(lora),
+        "config": run.get("config_folder"),
+        "allow_pickle": bool(run.get("allow_pickle")),
+        "width": request.width,
+        "height": request.height,
+        "batch_size": min(request.batch_size, request.count),
+    }
+
+
+def _paths(out: str | None, count: int) -> list[Path]:
+    """One path per picture: OUT itself, OUT-0001.png and on for several, or numbered files in a folder."""
+    path = Path(out or "safelight.png").expanduser()
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        if path.suffix and not path.is_dir():
+            raise UsageError(f"--out {out}: end it in .png, .jpg or .webp, or give a folder")
+        return [path / f"{i:06d}.png" for i in range(count)]
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{i:04d}{path.suffix}") for i in range(count)]
+
+
+def _hush() -> None:
+    """The libraries' own progress bars and advice stay off; their errors reach us as exceptions."""
+    import warnings
+
+    import diffusers
+    import transformers
+
+    warnings.filterwarnings("ignore", module=r"(diffusers|transformers|torch|accelerate|huggingface_hub)\b")
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def _draw(
+    session: "Session", request: config.Request, paths: Mapping[int, Path], *, quiet: bool
+) -> tuple[list[dict[str, Any]], "Result"]:
+    """Writes each picture that has a path as soon as it is done, so that an interruption loses at most one batch."""
+    from safelight.run import metadata
+
+    done: list[dict[str, Any]] = []
+    with progress(quiet=quiet) as report:
+        run = session.start(request, report)
+        try:
+            for picture in run:
+                if (path := paths.get(picture.index)) is None:
+                    continue
+                metadata.write(picture.image, path, record_of(session, run, picture))
+                done.append({"path": str(path), "seed": picture.seed, "vae_retried": picture.vae_retried})
+        except SafelightError as error:
+            if done:
+                raise PartlyDone(f"{len(done)} of {len(paths)} pictures were written, then: {error}") from error
+            raise
+        except KeyboardInterrupt:
+            say(f"safelight: {len(done)} of {len(paths)} pictures were written")
+            raise
+    return done, run.result(())
+
+
+def record_of(session: "Session", run: "Run", picture: "Picture") -> "Record":
+    """All that makes this one picture again."""
+    import diffusers
+    import torch
+
+    from safelight.optimizers.target import denoiser
+    from safelight.run.metadata import Record
+    from safelight.sampling import schedulers
+
+    request, loaded = run.request, session.loaded
+    assert loaded is not None
+    return Record(
+        prompt=request.prompt,
+        negative=request.negative,
+        width=request.width or 0,
+        height=request.height or 0,
+        steps=request.steps or 0,
+        guidance=request.guidance,
+        seed=picture.seed,
+        sampler=request.sampler or schedulers.label_of(session.pipe.scheduler),
+        model=loaded.asked,
+        model_name=loaded.name,
+        model_hash=loaded.sha256,
+        revision=loaded.revision,
+        vae=loaded.vae,
+        lora=loaded.loras,
+        dtype=str(next(denoiser(session.pipe).parameters()).dtype).removeprefix("torch."),
+        device=session.device.kind,
+        optimizers=tuple((s.name, s.value) for s in session.status()),
+        batch_size=picture.batch_size,
+        batch_index=picture.batch_index,
+        upscale=request.upscale,
+        upscaler="realesr-animevideov3-x4" if request.upscale > 1 else None,
+        versions={"safelight": safelight.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+    )
+
+
+def _report(done: list[dict[str, Any]], result: "Result", session: "Session", *, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "schema": 1,
+            "pictures": done,
+            "request": result.request.as_dict(),
+            "seconds": {stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
+            "peak_bytes": result.peak_bytes,
+            "held_bytes": result.held_bytes,
+            "device": session.device.name,
+            "optimizers": [asdict(status) for status in session.status()],
+            "left": dict(session.plan.left),
+        }
+        click.echo(json.dumps(document, indent=2))
+        return
+    for entry in done:
+        click.echo(entry["path"])
+        if entry["vae_retried"]:
+            say(f"{entry['path']}: the VAE gave a black picture or not-a-number; drawn again with the VAE in float32")
+    for status in session.status():
+        say(f"+ {status.name} {status.value}: {status.evidence}")
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
+    say(f"{stages}; peak {mib(result.peak_bytes)}; seed {result.request.seed}")
+
+
+@app.command()
+@click.argument("picture", type=Path)
+@click.option("--json", "as_json", is_flag=True, help="The record as JSON.")
+def info(picture: Path, as_json: bool) -> None:
+    """Print what PICTURE says about how it was made."""
+    from safelight.run import metadata
+
+    record, text = metadata.read(picture)
+    if record is None and text is None:
+        raise UsageError(f"{picture} carries no generation parameters")
+    if as_json:
+        click.echo(json.dumps(asdict(record) if record else {"parameters": text}, indent=2))
+    else:
+        click.echo(text or "no A1111 parameters")
+        if record:
+            click.echo(json.dumps(asdict(record), indent=2))
+
+
+@app.command()
+@click.option("--json", "as_json", is_flag=True)
+def doctor(as_json: bool) -> None:
+    """Say what is here, what is wrong with it, and how to mend it."""
+    from safelight.probe import doctor as examination
+
+    findings = examination.examine(os.environ)
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for line in examination.lines(findings):
+            click.echo(line)
+    sys.exit(examination.worst(findings))
+
+
+@app.command()
+def optimizers() -> None:
+    """List every optimizer: what it may do to the picture, and its options."""
+    from safelight.optimizers.registry import OPTIMIZERS
+
+    for known in OPTIMIZERS.values():
+        options = ", ".join(f"{option.name}={option.default}" for option in known.options)
+        click.echo(f"{known.name:18s} {known.fidelity.word:12s} {known.summary}" + (f" ({options})" if options else ""))

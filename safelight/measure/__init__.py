@@ -1,0 +1,1 @@
+"""Plain against planned, in seconds, bytes and picture."""

@@ -1,0 +1,49 @@
+"""Peak bytes of a stretch of work: allocated on a GPU, resident in RAM on a CPU.
+
+On Linux the kernel keeps the highest resident size of a process and lets the process itself reset it (clear_refs), so
+the CPU figure is exact, not sampled. Where that is not to be had the figure is None: unmeasured is said, never 0.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class PeakMemory:
+    """Starts to watch when made. `read` gives (peak bytes, bytes held when it started), None where unknown."""
+
+    device_kind: str
+
+    def __post_init__(self) -> None:
+        self.before = self._start()
+
+    def _start(self) -> int | None:
+        if self.device_kind == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            return torch.cuda.memory_allocated()
+        try:
+            CLEAR.write_text("5")
+        except OSError:
+            return None
+        return _status("VmRSS")
+
+    def read(self) -> int | None:
+        if self.before is None:
+            return None
+        if self.device_kind == "cuda":
+            import torch
+
+            return torch.cuda.max_memory_allocated()
+        return _status("VmHWM")
+
+
+def _status(key: str) -> int | None:
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":")), None)

@@ -1,0 +1,56 @@
+"""What is being optimized: one pipeline's parts on one device, for pictures of one size. Read once, then passed on.
+
+Made from configs alone, so that `fits` can be asked before a weight is loaded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safelight.probe.device import Device
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One model of a pipeline: its class and its config."""
+
+    cls: type
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """width, height: pixels. parts: the pipeline's models by name ("unet", "vae", "text_encoder", ...)."""
+
+    device: Device
+    parts: Mapping[str, Part]
+    width: int
+    height: int
+    batch_size: int = 1
+    text_is_encoded: bool = True  # False when there is no text encoder to save work of
+
+    @property
+    def denoiser(self) -> Part:
+        return self.parts["transformer" if "transformer" in self.parts else "unet"]
+
+    @property
+    def vae(self) -> Part | None:
+        return self.parts.get("vae")
+
+
+def target_of(pipe: Any, device: Device, *, width: int, height: int, batch_size: int = 1) -> Target:
+    """The target that a loaded pipeline is."""
+    parts = {name: Part(type(part), part.config) for name, part in models(pipe).items()}
+    return Target(device, parts, width, height, batch_size, any(name.startswith("text_encoder") for name in parts))
+
+
+def models(pipe: Any) -> dict[str, Any]:
+    """The pipeline's torch modules by name; parts that are None are left out."""
+    from torch import nn
+
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def denoiser(pipe: Any) -> Any:
+    """The transformer or the UNet: what runs once per step."""
+    return getattr(pipe, "transformer", None) or pipe.unet

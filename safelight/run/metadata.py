@@ -1,0 +1,321 @@
+"""Pictures that say how they were made: A1111's `parameters` text for people and other tools, and a JSON twin, exact.
+
+Comes in: a picture and its Record. Goes out: a PNG, JPEG or WebP file, whole or not at all; and back again. Files to
+read are taken for hostile. Source of the text format: AUTOMATIC1111/stable-diffusion-webui,
+modules/infotext_utils.py and processing.py (create_infotext), 1.10.
+"""
+
+import errno
+import io
+import json
+import os
+import re
+import secrets
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safelight.errors import EnvironmentProblem, UsageError
+from safelight.run.record import Record, is_text
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_TEXT_BYTES = 2**20  # of either text: far over any prompt, and what Pillow takes for a bomb
+MAX_JPEG_EXIF_BYTES = 65533  # a JPEG segment counts its length, two bytes of it, in 16 bits
+
+# A1111 1.10, modules/sd_schedulers.py, and Forge's Turbo
+SCHEDULES = (
+    *("Automatic", "Uniform", "Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal"),
+    *("Align Your Steps", "Simple", "Normal", "DDIM", "Beta", "Turbo"),
+)
+SAMPLER_WITH_SCHEDULE = re.compile(rf"(.+?) ({'|'.join(SCHEDULES)})", re.DOTALL)
+
+# A1111's own pattern finds the same, but takes quadratic time on a long foreign line: hence no leading \s*, which
+# changes no group, and no name longer than 100 characters
+FIELD = re.compile(r'(\w[\w \-/]{1,99}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+LEAST_FIELDS = 3
+NEGATIVE = "Negative prompt:"
+
+
+def infotext(record: Record) -> str:
+    """A1111's `parameters` text: the prompt, the negative prompt if there is one, and one line of fields."""
+    line = ", ".join(key if key == value else f"{key}: {_quoted(value)}" for key, value in _fields(record).items())
+    negative = f"\n{NEGATIVE} {record.negative}" if record.negative else ""
+    return f"{record.prompt}{negative}\n{line}".strip()
+
+
+def _fields(record: Record) -> dict[str, str]:
+    """In A1111's order, those without a value left out."""
+    sampler, schedule = _split(record.sampler)
+    upscaled = record.upscale > 1
+    values = {
+        "Steps": record.steps,
+        "Sampler": sampler,
+        "Schedule type": schedule,
+        "CFG scale": None if record.guidance is None else _plain(record.guidance),
+        "Seed": record.seed,
+        "Size": f"{record.width}x{record.height}",
+        "Model hash": record.model_hash and record.model_hash[:10],
+        "Model": record.model_name,
+        "VAE": Path(record.vae).name if record.vae else None,
+        "RNG": "CPU",
+        "Postprocess upscale by": record.upscale if upscaled else None,
+        "Postprocess upscaler": record.upscaler if upscaled else None,
+        "Optimizers": ", ".join(f"{name}={value}" if value else name for name, value in record.optimizers) or None,
+        "Version": f"safelight {record.versions['safelight']}" if "safelight" in record.versions else None,
+    }
+    return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def _split(sampler: str) -> tuple[str, str | None]:
+    """ "DPM++ 2M Karras" -> ("DPM++ 2M", "Karras"); without a schedule ("Euler", None)."""
+    found = SAMPLER_WITH_SCHEDULE.fullmatch(sampler)
+    return (found[1], found[2]) if found else (sampler, None)
+
+
+def _plain(number: float) -> float:
+    """7.0 -> 7, as A1111's page writes it."""
+    return int(number) if number == int(number) else number
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if re.search("[,\n:]", text) else text
+
+
+def parse_infotext(text: str) -> tuple[str, str, dict[str, str]]:
+    """(prompt, negative, fields) by A1111's rules; "Size: 512x768" becomes "Size-1" and "Size-2", as there.
+
+    The format itself cannot carry everything; the JSON twin can. Of every prompt line the white space at both ends is
+    lost, and so are empty lines before the first full one. A prompt line that begins with "Negative prompt:" begins the
+    negative prompt. The last line is taken for fields when three of them are found in it; a "Steps: 1, ..." line inside
+    a prompt of ours is safe, as another line follows. A field's value loses white space at its start, and quotes around
+    it if it has no comma, colon or line break; it is not there at all when empty or equal to its name.
+    """
+    *lines, last = text.strip().split("\n")
+    found = FIELD.findall(last)
+    if len(found) < LEAST_FIELDS:
+        lines, found = [*lines, last], []
+    prompt, negative = _prompts(lines)
+    values: dict[str, str] = {}
+    for key, value in found:
+        values |= _field(key, _unquoted(value))
+    return prompt, negative, values
+
+
+def _prompts(lines: list[str]) -> tuple[str, str]:
+    prompt: list[str] = []
+    negative: list[str] = []
+    part = prompt
+    for line in map(str.strip, lines):
+        if line.startswith(NEGATIVE):
+            part = negative
+            line = line.removeprefix(NEGATIVE).strip()
+        if line or part:
+            part.append(line)
+    return "\n".join(prompt), "\n".join(negative)
+
+
+def _field(key: str, value: str) -> dict[str, str]:
+    if size := re.match(r"^(\d+)x(\d+)$", value):
+        return {f"{key}-1": size[1], f"{key}-2": size[2]}
+    return {key: value} if value else {}
+
+
+def _unquoted(value: str) -> str:
+    if not (value.startswith('"') and value.endswith('"')):
+        return value
+    try:
+        text = json.loads(value)
+    except ValueError:
+        return value
+    return text if is_text(text) else value
+
+
+def write(
+    picture: "Image.Image", path: Path, record: Record, *, quality: int = 95, sync: Callable[[int], None] = os.fsync
+) -> None:
+    """Writes the picture and its record, the format from the suffix; `path` holds all of it or what it held before.
+
+    quality: 0 to 100, of JPEG (all colours at full resolution) and WebP (lossy); PNG is lossless.
+    Raises UsageError for a suffix, picture or prompt that the format cannot take, before anything is written;
+    EnvironmentProblem where the folder or the disk cannot.
+    """
+    data = _encoded(picture, path, record, quality)
+    try:
+        _store(path, data, sync)
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write {_shown(path)}: {_reason(error)}") from error
+
+
+def _store(path: Path, data: bytes, sync: Callable[[int], None] = os.fsync) -> None:
+    """Puts `data` at `path` in one step, under the user's umask; on failure there is no new file. Raises OSError."""
+    # the name does not grow with the picture's, which may be as long as the file system allows
+    part = path.with_name(f".safelight-{secrets.token_hex(8)}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            sync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _encoded(picture: "Image.Image", path: Path, record: Record, quality: int) -> bytes:
+    """The file's bytes."""
+    encode = ENCODERS.get(path.suffix.lower())
+    if encode is None:
+        raise UsageError(f"{_shown(path)}: pictures are written as {', '.join(ENCODERS)}; end the name in one of them")
+    texts = (infotext(record), record.to_json())
+    if max(len(text.encode()) for text in texts) > MAX_TEXT_BYTES:
+        raise UsageError(f"{_shown(path)}: the prompt is too long to be kept in a picture, 1 MiB is the limit")
+    file = io.BytesIO()
+    try:
+        encode(picture, file, *texts, quality)
+    except (OSError, ValueError) as error:
+        size = f"{picture.width}x{picture.height}"
+        raise UsageError(f"a {size} picture of mode {picture.mode} cannot be a {path.suffix} file: {error}") from error
+    return file.getvalue()
+
+
+def _png(picture: "Image.Image", file: io.BytesIO, text: str, twin: str, quality: int) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    chunks.add_text("parameters", text)  # tEXt, or iTXt where Latin-1 does not suffice
+    chunks.add_text("safelight", twin)
+    picture.save(file, "PNG", pnginfo=chunks)
+
+
+def _jpeg(picture: "Image.Image", file: io.BytesIO, text: str, twin: str, quality: int) -> None:
+    exif = exif_block(text, twin)
+    if len(exif) > MAX_JPEG_EXIF_BYTES:
+        raise UsageError(
+            f"the prompt is too long for a JPEG file ({len(exif)} bytes of {MAX_JPEG_EXIF_BYTES}): use .png"
+        )
+    picture.save(file, "JPEG", quality=quality, subsampling="4:4:4", exif=exif)
+
+
+def _webp(picture: "Image.Image", file: io.BytesIO, text: str, twin: str, quality: int) -> None:
+    picture.save(file, "WEBP", quality=quality, exif=exif_block(text, twin))
+
+
+ENCODERS = {".png": _png, ".jpg": _jpeg, ".jpeg": _jpeg, ".webp": _webp}
+
+IMAGE_DESCRIPTION, EXIF_POINTER, USER_COMMENT = 0x010E, 0x8769, 0x9286
+ASCII, LONG, UNDEFINED = 2, 4, 7
+UNICODE = b"UNICODE\0"
+
+
+def exif_block(text: str, twin: str) -> bytes:
+    """EXIF with `text` as UserComment, where A1111 looks for it, and `twin` (ASCII) as ImageDescription.
+
+    By hand: Pillow gives UserComment the type BYTE, at which A1111's reader (piexif) fails. Big-endian TIFF:
+    header (8 bytes), IFD0 with two entries (30), Exif IFD with one (18), then the two values.
+    """
+    description = twin.encode("ascii") + b"\0"
+    comment = UNICODE + text.encode("utf-16-be")
+    padding = b"\0" * (len(description) % 2)  # TIFF wants values at even places
+    exif_at, description_at = 8 + 30, 8 + 30 + 18
+    comment_at = description_at + len(description) + len(padding)
+    ifd0 = struct.pack(">H", 2) + _entry(IMAGE_DESCRIPTION, ASCII, len(description), description_at)
+    ifd0 += _entry(EXIF_POINTER, LONG, 1, exif_at) + bytes(4)
+    exif = struct.pack(">H", 1) + _entry(USER_COMMENT, UNDEFINED, len(comment), comment_at) + bytes(4)
+    return b"Exif\0\0MM\0\x2a" + struct.pack(">I", 8) + ifd0 + exif + description + padding + comment
+
+
+def _entry(tag: int, kind: int, count: int, value: int) -> bytes:
+    return struct.pack(">HHII", tag, kind, count, value)
+
+
+# all that Pillow raises on damaged files, found by feeding it such files; its UserWarning is an error under -W error
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    UserWarning,
+)
+
+
+def read(path: Path) -> tuple[Record | None, str | None]:
+    """What a PNG, JPEG or WebP file says of itself: (JSON twin, infotext), each None where it is not there.
+
+    Raises UsageError for what is not a whole picture, is larger than Pillow's MAX_IMAGE_PIXELS, or says too much.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+            twin, text = _texts(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UsageError(f"{_shown(path)} has more pixels than are safe to read ({Image.MAX_IMAGE_PIXELS})") from error
+    except UnidentifiedImageError as error:
+        raise UsageError(f"{_shown(path)} is not a PNG, JPEG or WebP picture") from error
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UsageError(f"cannot read {_shown(path)}: {_reason(error)}") from error
+        raise UsageError(f"{_shown(path)} is damaged or not whole") from error
+    if max(len(twin or ""), len(text or "")) > MAX_TEXT_BYTES:
+        raise UsageError(f"{_shown(path)} carries more than 1 MiB of text: not read")
+    return (None if twin is None else Record.from_json(twin)), text
+
+
+def _texts(image: "Image.Image") -> tuple[str | None, str | None]:
+    """(JSON twin, infotext) as they stand in the picture."""
+    from PIL.PngImagePlugin import PngImageFile
+
+    if isinstance(image, PngImageFile):
+        return image.text.get("safelight"), image.text.get("parameters")
+    exif = image.getexif()
+    twin, comment = exif.get(IMAGE_DESCRIPTION), exif.get_ifd(EXIF_POINTER).get(USER_COMMENT)
+    # cameras and editors write descriptions too
+    ours = isinstance(twin, str) and twin.startswith('{"safelight":')
+    theirs = isinstance(comment, bytes) and comment.startswith(UNICODE)
+    return twin if ours else None, comment[len(UNICODE) :].decode("utf-16-be", "replace") if theirs else None
+
+
+def check_folder(folder: Path) -> None:
+    """Makes the folder if need be, and proves that files can be written there. Raises EnvironmentProblem."""
+    probe = folder / f".safelight-{secrets.token_hex(8)}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _store(probe, bytes(4096))
+        probe.unlink()
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write into {_shown(folder)}: {_reason(error)}") from error
+
+
+REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than is allowed here",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOENT: "no such file or folder",
+    errno.ENOTDIR: "a file is where a folder should be",
+    errno.EEXIST: "a file is where a folder should be",
+    errno.EISDIR: "a folder is where a file should be",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+def _reason(error: OSError) -> str:
+    return REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
+
+
+def _shown(path: Path) -> str:
+    """The path as it is, or escaped where it would break the line or the terminal."""
+    return str(path) if str(path).isprintable() else ascii(str(path))

@@ -1,0 +1,1 @@
+"""Samplers by the names people know, and what makes their pictures larger."""

@@ -1,0 +1,178 @@
+"""The one thing that changes: a pipeline with its plan applied, and proved. Closing it undoes all.
+
+with safelight.load("firstlight", optimize="auto") as session:
+    picture = session.generate("a red apple, 3d, on a blue background", seed=1).pictures[0]
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from safelight.config import Request
+from safelight.errors import DidNotEngage, SafelightError
+from safelight.measure.clock import Clock, synchronizer
+from safelight.measure.memory import PeakMemory
+from safelight.optimizers.registry import OPTIMIZERS, Proof, Registry
+from safelight.optimizers.target import target_of
+from safelight.planner import Choice, Plan, Wish, plan
+from safelight.probe.device import Device
+from safelight.run import generate as run
+from safelight.run.generate import Checkpoint, Picture, Progress
+
+if TYPE_CHECKING:
+    from safelight.run.load import Loaded
+
+SMOKE_STEPS = 2  # one is not enough for samplers of second order
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One optimizer of the plan. evidence: what was seen in the smoke run."""
+
+    name: str
+    value: str
+    requested: bool
+    engaged: bool
+    evidence: str
+    fidelity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """seconds: by stage. peak_bytes: highest memory of the run, None where it cannot be measured; on a CPU it counts
+    the whole process. held_bytes: what was held before the run began (weights, and on a CPU the libraries)."""
+
+    request: Request
+    pictures: tuple[Picture, ...]
+    seconds: Mapping[str, float]
+    peak_bytes: int | None
+    held_bytes: int | None
+
+
+@dataclass
+class Run:
+    """A request under way: iterate it for the pictures; `seconds` and `peak_bytes` are right once it has ended."""
+
+    request: Request
+    _pictures: Iterator[Picture]
+    _clock: Clock
+    _memory: PeakMemory
+
+    def __iter__(self) -> Iterator[Picture]:
+        return self._pictures
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return dict(self._clock.seconds)
+
+    def result(self, pictures: tuple[Picture, ...]) -> Result:
+        return Result(self.request, pictures, self.seconds, self._memory.read(), self._memory.before)
+
+
+@dataclass
+class Session:
+    """A loaded pipeline with a plan applied. Use as a context manager, or call `close`.
+
+    width, height, batch_size: the pictures that the plan is made for and the smoke run draws; None is the model's own.
+    Raises whatever the plan raises, and DidNotEngage when an optimizer leaves no evidence; the pipeline is then as it
+    was before.
+    """
+
+    pipe: Any
+    device: Device
+    wish: Wish = field(default_factory=Wish)
+    loaded: "Loaded | None" = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    width: int | None = None
+    height: int | None = None
+    batch_size: int = 1
+    registry: Registry = field(default_factory=lambda: OPTIMIZERS)
+
+    def __post_init__(self) -> None:
+        self.checkpoint = Checkpoint.of(self.pipe)
+        side = run.own_side_px(self.pipe)
+        self.target = target_of(
+            self.pipe,
+            self.device,
+            width=self.width or side,
+            height=self.height or side,
+            batch_size=self.batch_size,
+        )
+        self._plan = plan(self.target, self.wish, self.registry)
+        self._status: tuple[Status, ...] = ()
+        with ExitStack() as stack:
+            proofs = [self._apply(stack, choice) for choice in self._plan.choices]
+            if proofs:
+                self._status = self._prove(proofs)
+            self._undo: ExitStack | None = stack.pop_all()
+
+    def _apply(self, stack: ExitStack, choice: Choice) -> Proof:
+        return choice.optimizer.enter(stack, self.pipe, self.target, choice.options)
+
+    def _prove(self, proofs: list[Proof]) -> tuple[Status, ...]:
+        """Draws a short run at the real size, and asks each proof what it saw."""
+        request = Request(
+            "a smoke run",
+            width=self.target.width,
+            height=self.target.height,
+            steps=SMOKE_STEPS,
+            seed=0,
+            count=self.batch_size,
+            batch_size=self.batch_size,
+        )
+        request = run.settle(self.pipe, request, self.defaults)
+        for _ in range(max(proof.runs for proof in proofs)):
+            self._smoke(request)
+        found = tuple(
+            Status(c.optimizer.name, c.value, c.requested, bool(said), said, c.optimizer.fidelity.word)
+            for c, said in zip(self._plan.choices, [proof.evidence() for proof in proofs], strict=True)
+        )
+        if idle := [status.name for status in found if not status.engaged]:
+            raise DidNotEngage(f"{' and '.join(idle)} was applied but shows no effect: leave it out with --without")
+        return found
+
+    def _smoke(self, request: Request) -> None:
+        for _ in run.pictures(self.pipe, request, self.device, self.checkpoint):
+            pass
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    def status(self) -> tuple[Status, ...]:
+        """What was requested, what engaged, and the evidence, in the order of application."""
+        return self._status
+
+    def settle(self, request: Request) -> Request:
+        """The request as it will be run: the model's defaults filled in, the seed drawn. Raises UsageError."""
+        return run.settle(self.pipe, request, self.defaults)
+
+    def start(self, request: Request, progress: Progress = lambda stage, done, total: None) -> Run:
+        """Begins a request; the pictures come from iterating the answer, each as soon as it is done."""
+        if self._undo is None:
+            raise SafelightError("this session is closed: load the model again")
+        settled = self.settle(request)
+        clock, memory = Clock(synchronizer(self.device.kind)), PeakMemory(self.device.kind)
+        drawn = run.pictures(self.pipe, settled, self.device, self.checkpoint, clock=clock, progress=progress)
+        return Run(settled, drawn, clock, memory)
+
+    def generate(
+        self, prompt: str | Request, progress: Progress = lambda stage, done, total: None, **fields: Any
+    ) -> Result:
+        """Draws everything a request asks for. `fields` are Request's: seed, steps, width, count, ..."""
+        request = prompt if isinstance(prompt, Request) else Request(prompt, **fields)
+        started = self.start(request, progress)
+        return started.result(tuple(started))
+
+    def close(self) -> None:
+        """Gives the pipeline back as it was. Closing twice does nothing."""
+        if self._undo is not None:
+            self._undo.close()
+            self._undo = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,186 @@
+"""The contract that every optimizer keeps. A new one is tested as soon as it is registered."""
+
+from collections import Counter
+
+import pytest
+import tiny
+import torch
+
+import safelight
+from safelight.config import Request
+from safelight.errors import DidNotEngage, DoesNotApply
+from safelight.optimizers import OPTIMIZERS, Fidelity, Proof, Registry, Stage
+from safelight.optimizers.attention import counting
+from safelight.planner import Wish, wish
+from safelight.run import generate as run
+from safelight.session import Session
+
+# what makes an optimizer fit a tiny pipeline
+WRITTEN = {"vae-tiling": "vae-tiling=16", "dtype": "dtype=bfloat16"}
+BATCH = {"vae-slicing": 2}
+NAMES = sorted(OPTIMIZERS)
+
+
+def draw(pipe, batch_size=1, steps=3):
+    """float (batch, 3, 32, 32): what the pipeline draws as it stands now, before rounding to 8 bits."""
+    request = Request("a cat", steps=steps, seed=5, count=batch_size, batch_size=batch_size, width=32, height=32)
+    request = run.settle(pipe, request, {})
+    checkpoint = run.Checkpoint.of(pipe)
+    scheduler = run._scheduler(request, checkpoint)()
+    latents = run._denoise(pipe, request, request.seeds(), scheduler, run.Clock(), lambda *_: None)
+    return run.decode(pipe, latents, request).float()
+
+
+def psnr(a, b):
+    return float(-10 * torch.log10((a - b).pow(2).mean().clamp(min=1e-12)))
+
+
+def session(pipe, name, **more):
+    written = WRITTEN.get(name, name)
+    return Session(pipe, tiny.cpu(), wish(written), width=32, height=32, batch_size=BATCH.get(name, 1), **more)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_optimizer_applies_with_evidence_or_says_why_not_and_is_undone(name, pipe):
+    batch = BATCH.get(name, 1)
+    plain, state, attributes = draw(pipe, batch), snapshot(pipe), global_settings()
+    try:
+        with session(pipe, name) as opened:
+            (status,) = opened.status()
+            planned = draw(pipe, batch)
+    except DoesNotApply as reason:
+        pytest.skip(str(reason))
+    assert status.engaged
+    assert status.evidence
+    if OPTIMIZERS[name].fidelity is Fidelity.EXACT:
+        assert torch.equal(planned, plain)
+    elif OPTIMIZERS[name].fidelity is Fidelity.ROUNDING:
+        # bfloat16 has 8 bits of mantissa; what keeps float32 differs in the last of 24
+        assert psnr(planned, plain) > (28 if name == "dtype" else 80)
+    assert torch.equal(draw(pipe, batch), plain)
+    assert snapshot(pipe) == state
+    assert global_settings() == attributes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exception_inside_still_undoes(name, unet_pipe):
+    batch = BATCH.get(name, 1)
+    plain = draw(unet_pipe, batch)
+    with pytest.raises(KeyboardInterrupt), session(unet_pipe, name):
+        raise KeyboardInterrupt
+    assert torch.equal(draw(unet_pipe, batch), plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_failure_of_a_later_optimizer_undoes_an_earlier_one(name, unet_pipe):
+    batch = BATCH.get(name, 1)
+    plain = draw(unet_pipe, batch)
+    registry = Registry({name: OPTIMIZERS[name]})
+
+    @registry.add(stage=max(Stage), fidelity=Fidelity.EXACT, source="https://", fits=lambda target: None)
+    def breaks(pipe, target):
+        """Fails while it is applied."""
+        raise RuntimeError("half way")
+        yield
+
+    wished = wish(f"{WRITTEN.get(name, name)},breaks", registry=registry)
+    with pytest.raises(RuntimeError, match="half way"):
+        Session(unet_pipe, tiny.cpu(), wished, width=32, height=32, batch_size=batch, registry=registry)
+    assert torch.equal(draw(unet_pipe, batch), plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_optimizer_that_fails_to_act_gives_no_evidence(name, unet_pipe):
+    """Its proof, made on one pipeline, is asked after a run of another: nothing it should have changed was changed."""
+    known = OPTIMIZERS[name]
+    with session(unet_pipe, name) as opened:
+        target, options = opened.target, opened.plan.choices[0].options
+    idle = tiny.sd()
+    steps = known.apply(unet_pipe, target, **options)
+    proof = next(steps)
+    draw(idle, BATCH.get(name, 1))
+    assert proof.evidence() == ""
+    next(steps, None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_optimizer_is_documented(name):
+    known = OPTIMIZERS[name]
+    assert known.summary.endswith(".")
+    assert len(known.summary) <= 110
+    assert known.source.startswith("https://")
+    assert all(option.default is not None and option.kind in (int, float, str, bool) for option in known.options)
+
+
+def test_no_evidence_is_an_error_and_leaves_the_pipeline_as_it_was(unet_pipe):
+    registry = Registry()
+
+    @registry.add(stage=Stage.WEIGHTS, fidelity=Fidelity.EXACT, source="https://", fits=lambda target: None)
+    def does_nothing(pipe, target):
+        """Changes nothing at all."""
+        yield Proof(lambda: "")
+
+    plain = draw(unet_pipe)
+    with pytest.raises(DidNotEngage, match="does-nothing"):
+        Session(unet_pipe, tiny.cpu(), Wish({"does-nothing": {}}), registry=registry)
+    assert torch.equal(draw(unet_pipe), plain)
+
+
+def test_attention_on_math_runs_no_flash_kernel(unet_pipe):
+    with safelight.optimize(unet_pipe, "attention-backend=math"):
+        ops = Counter()
+        with torch.inference_mode(), counting(ops):
+            unet_pipe.unet(torch.zeros(1, 4, 16, 16), 1, torch.zeros(1, 7, 32))
+    assert not [name for name in ops if "flash" in name]
+
+
+def test_a_prompt_comes_from_the_cache_only_if_everything_about_it_is_the_same(unet_pipe):
+    with safelight.optimize(unet_pipe, "prompt-cache"):
+        one = unet_pipe.encode_prompt("a cat", "cpu", 1, True, negative_prompt="a dog")[0]
+        same = unet_pipe.encode_prompt("a cat", "cpu", 1, True, negative_prompt="a dog")[0]
+        other = unet_pipe.encode_prompt("a cow", "cpu", 1, True, negative_prompt="a dog")[0]
+        given = unet_pipe.encode_prompt(None, "cpu", 1, True, prompt_embeds=one, negative_prompt_embeds=one)[0]
+    assert same is one
+    assert not torch.equal(other, one)
+    assert torch.equal(given, one)
+
+
+def test_tiles_keep_the_size_of_the_picture(unet_pipe):
+    with safelight.optimize(unet_pipe, "vae-tiling=16,vae-tiling.overlap=0.5", width=48, height=32) as opened:
+        picture = opened.generate("a cat", width=48, height=32, steps=2, seed=1).pictures[0].image
+    assert picture.size == (48, 32)
+
+
+def test_the_whole_stack_together_is_undone(pipe):
+    plain = draw(pipe, 2)
+    everything = "dtype=bfloat16,channels-last,attention-backend=flash,vae-slicing,vae-tiling=16,prompt-cache"
+    with Session(pipe, tiny.cpu(), wish(everything), width=32, height=32, batch_size=2) as opened:
+        assert {status.name for status in opened.status() if status.engaged} == set(NAMES)
+    assert torch.equal(draw(pipe, 2), plain)
+
+
+def snapshot(pipe):
+    """Everything of the pipeline's parts that an optimizer could leave behind, but for the numbers themselves."""
+    out = {"pipe": sorted(vars(pipe)), "config": str(dict(pipe.config))}
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in part.modules()]
+            layout = [(p.dtype, p.stride(), p.data_ptr()) for p in part.parameters()]
+            out[name] = (str(sorted(vars(part))), hooks, layout, list(part.state_dict()))
+    return out
+
+
+def global_settings():
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    backends = torch.backends
+    return (
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.is_grad_enabled(),
+        backends.cuda.flash_sdp_enabled(),
+        backends.cuda.math_sdp_enabled(),
+        backends.cuda.mem_efficient_sdp_enabled(),
+        backends.cudnn.benchmark,
+        _AttentionBackendRegistry._active_backend,
+    )

@@ -1,0 +1,130 @@
+"""What is taken, what is left, and why."""
+
+import pytest
+import tiny
+
+from safelight.errors import Conflict, DoesNotApply, UnknownName, UsageError
+from safelight.optimizers import OPTIMIZERS, Fidelity, Registry, Stage, target_of
+from safelight.planner import Wish, loading_dtype, plan, wish
+from safelight.probe.device import Device
+
+BF16_CPU = Device("cpu", 0, "a CPU with bfloat16", 2**34, 2**34, fast_dtypes=("float32", "bfloat16"))
+OLD_CPU = Device("cpu", 0, "an old CPU", 2**34, 2**34)
+A_CARD = Device("cuda", 0, "a card", 2**34, 2**34, (8, 9), ("float32", "bfloat16", "float16"))
+
+
+@pytest.fixture(scope="module")
+def small():
+    return tiny.sd()
+
+
+def made(pipe, written, device=BF16_CPU, without=(), **size):
+    target = target_of(pipe, device, **{"width": 32, "height": 32, **size})
+    return plan(target, wish(written, without))
+
+
+def taken(plan):
+    return [choice.optimizer.name for choice in plan.choices]
+
+
+def test_plain_is_the_default_and_every_optimizer_left_has_a_reason(small):
+    plain = made(small, "")
+    assert taken(plain) == []
+    assert set(plain.left) == set(OPTIMIZERS)
+    assert set(plain.left.values()) == {"not asked for"}
+
+
+def test_auto_takes_what_pays_and_keeps_the_picture(small):
+    assert taken(made(small, "auto")) == ["dtype"]
+    assert taken(made(small, "auto", batch_size=4)) == ["dtype", "vae-slicing"]
+    assert taken(made(small, "auto", OLD_CPU)) == []
+
+
+def test_auto_never_takes_what_may_change_the_picture(small):
+    left = made(small, "auto", width=128, height=128).left
+    assert left["vae-tiling"] == "may change the picture (approximate): ask for it by name"
+
+
+def test_the_plan_reads_as_reasons(small):
+    assert made(small, "auto,vae-tiling=16", width=128, height=128).lines() == [
+        "+ dtype=auto               predicted to take 66% of the seconds",
+        "+ vae-tiling=16,overlap=0.25 asked for",
+        "  attention-backend        no gain expected here",
+        "  prompt-cache             no gain expected here",
+        "  vae-slicing              one picture at a time: there is nothing to slice",
+        "  channels-last            no gain expected here",
+    ]
+
+
+def test_choices_stand_in_the_order_of_application(small):
+    stages = [c.optimizer.stage for c in made(small, "vae-tiling=16,prompt-cache,dtype,channels-last").choices]
+    assert stages == sorted(stages)
+
+
+def test_without_keeps_an_optimizer_out(small):
+    assert taken(made(small, "auto", without=["dtype"])) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "error", "says"),
+    [
+        ("vae-tilling", UnknownName, "unknown optimizer 'vae-tilling': did you mean vae-tiling"),
+        ("vae-tiling.overlapp=1", UnknownName, "did you mean overlap"),
+        ("vae-tiling=big", UsageError, "'tile_px' is 'big': give a whole number"),
+        ("channels-last=1", UsageError, "channels-last takes no value"),
+        ("dtype=float12", UnknownName, "did you mean float32"),
+        ("attention-backend=flush", UnknownName, "did you mean flash"),
+        ("vae-tiling=17", UsageError, "give a multiple of 2"),
+        ("vae-tiling.overlap=1.5", UsageError, "give a share from 0"),
+        ("prompt-cache=0", UsageError, "1 or more"),
+        ("vae-slicing", DoesNotApply, "one picture at a time"),
+        ("dtype=fp16", DoesNotApply, "150 times slower"),
+        ("attention-backend=cudnn", DoesNotApply, "runs on cuda, not on cpu"),
+        ("vae-tiling", DoesNotApply, "not larger than one tile of 64 px"),
+    ],
+)
+def test_what_cannot_be_is_one_line_that_says_what_to_do(small, written, error, says):
+    with pytest.raises(error) as raised:
+        made(small, written)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert raised.value.exit_code == 2
+
+
+def test_asked_for_and_ruled_out_at_once_is_a_conflict(small):
+    with pytest.raises(Conflict, match="dtype is asked for and ruled out"):
+        made(small, "dtype", without=["dtype"])
+
+
+def test_two_in_one_slot_are_a_conflict(small):
+    registry = Registry()
+    for name in ("one", "two"):
+
+        def apply(pipe, target):
+            """Does something."""
+            yield
+
+        apply.__name__ = name
+        registry.add(stage=Stage.CACHE, fidelity=Fidelity.EXACT, source="", slot="same", fits=lambda t: None)(apply)
+    target = target_of(small, BF16_CPU, width=32, height=32)
+    with pytest.raises(Conflict, match="one and two exclude each other"):
+        plan(target, Wish({"one": {}, "two": {}}), registry)
+
+
+@pytest.mark.parametrize(
+    ("written", "device", "dtype"),
+    [
+        ("", A_CARD, "float32"),
+        ("auto", A_CARD, "bfloat16"),
+        ("auto", BF16_CPU, "bfloat16"),
+        ("auto", OLD_CPU, "float32"),
+        ("dtype=fp16", A_CARD, "float16"),
+        ("dtype=fp16", BF16_CPU, "float32"),
+    ],
+)
+def test_weights_are_loaded_in_the_dtype_that_the_plan_wants(written, device, dtype):
+    assert loading_dtype(wish(written), device) == dtype
+
+
+def test_ruling_out_dtype_loads_float32():
+    assert loading_dtype(wish("auto", ["dtype"]), A_CARD) == "float32"

@@ -1,0 +1,69 @@
+"""What both trainings share: a learning rate that follows the clock, averaged weights, checkpoints that resume.
+
+The schedule is a function of training time, not of steps: the budget is what a person knows ("90 minutes on two
+cores"), and the end of the cosine is reached whatever the machine's speed.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+WARM_UP = 0.02
+
+
+@dataclass
+class Clock:
+    """Seconds of training over all runs; `progress` goes from 0 to 1."""
+
+    budget_seconds: float
+    spent_seconds: float = 0.0
+    _last: float = field(default_factory=time.monotonic)
+
+    def tick(self) -> float:
+        now = time.monotonic()
+        self.spent_seconds += now - self._last
+        self._last = now
+        return self.progress
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, self.spent_seconds / self.budget_seconds)
+
+
+def learning_rate(peak: float, progress: float) -> float:
+    """Linear warm-up over 2 % of the budget, then a cosine to 1 % of the peak."""
+    warm = min(1.0, progress / WARM_UP + 0.01)
+    return peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Average:
+    """Exponential moving average of parameters, `decay` growing with the steps as in Karras et al. (2022)."""
+
+    def __init__(self, modules: nn.Module, decay: float = 0.999) -> None:
+        self.decay = decay
+        self.weights = {name: p.detach().clone() for name, p in modules.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, modules: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        live = dict(modules.named_parameters())
+        torch._foreach_lerp_(list(self.weights.values()), [live[n].detach() for n in self.weights], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, modules: nn.Module) -> None:
+        for name, p in modules.named_parameters():
+            p.copy_(self.weights[name])
+
+
+def save(path: Path, **state: object) -> None:
+    """Whole or not at all."""
+    torch.save(state, partial := path.with_suffix(".partial"))
+    partial.replace(path)
+
+
+def load(path: Path) -> dict | None:
+    return torch.load(path, weights_only=True) if path.exists() else None
