@@ -16,7 +16,7 @@ import click
 
 import safelight
 from safelight import config
-from safelight.errors import PartlyDone, SafelightError, UsageError
+from safelight.errors import PartlyDone, SafelightError, UnknownName, UsageError
 from safelight.report.terminal import mib, progress, say
 
 if TYPE_CHECKING:
@@ -27,11 +27,26 @@ if TYPE_CHECKING:
 INTERRUPTED, TERMINATED = 130, 143
 
 
+class Interrupted(SafelightError):
+    exit_code = INTERRUPTED
+
+
 class Commands(click.Group):
     """t2i is generate; an unknown command names the nearest."""
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         return super().get_command(ctx, {"t2i": "generate"}.get(name, name))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None:
+            raise UnknownName("command", args[0], (*self.commands, "t2i"))
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # click would print an empty line
+            raise Interrupted("interrupted") from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,11 +62,12 @@ def main() -> NoReturn:
         code = app.main(standalone_mode=False) or 0
     except SafelightError as error:
         code = _fail(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.format_message())
+        code = 2
     except click.UsageError as error:
-        code = _fail(error.format_message(), 2)
-    except click.Abort:
-        code = _fail("interrupted", INTERRUPTED)
-    except KeyboardInterrupt:
+        code = _fail(_usage(error), 2)
+    except (click.Abort, KeyboardInterrupt):
         code = _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,8 +75,20 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+def _usage(error: click.UsageError) -> str:
+    """What click says, and what to do about it."""
+    command = error.ctx.command if error.ctx else app
+    path = error.ctx.command_path if error.ctx else "safelight"
+    if isinstance(error, click.NoSuchOption):
+        known = [name for option in command.params for name in option.opts if name.startswith("-")]
+        return str(UnknownName("flag", error.option_name, (*known, "--help")))
+    return f"{error.format_message()} (a prompt of several words wants quotes; {path} --help tells all)"
+
+
 def _fail(message: str, code: int) -> int:
-    say(f"safelight: {' '.join(message.split())}")
+    """One line, without control characters."""
+    line = " ".join(message.split())
+    say("safelight: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
     return code
 
 
@@ -78,15 +106,15 @@ GENERATE_FLAGS = (
     click.option("--config", "config_folder", help="Configs and tokenizers for a single file, where there is no hub."),
     click.option("--allow-pickle", is_flag=True, help="Read .ckpt files, with weights_only=True."),
     click.option("--negative", help="What the picture should not show."),
-    click.option("--width", type=int, help="Pixels; the model's own size by default."),
-    click.option("--height", type=int),
-    click.option("--steps", type=int, help="Denoising steps, 20 by default."),
-    click.option("--guidance", type=float, help="Scale of classifier-free guidance."),
-    click.option("--seed", type=int, help="Picture i uses seed + i; random by default."),
-    click.option("--count", type=int, help="How many pictures."),
-    click.option("--batch-size", type=int, help="How many at a time; changes no picture."),
+    click.option("--width", metavar="PIXELS", help="A multiple of the VAE's factor; the model's own by default."),
+    click.option("--height", metavar="PIXELS", help="Like --width."),
+    click.option("--steps", metavar="N", help="Denoising steps, 20 by default."),
+    click.option("--guidance", metavar="X", help="Scale of classifier-free guidance."),
+    click.option("--seed", metavar="N", help="Picture i uses seed + i; random by default."),
+    click.option("--count", metavar="N", help="How many pictures, 1 by default."),
+    click.option("--batch-size", metavar="N", help="How many at a time; changes no picture."),
     click.option("--sampler", help='As A1111 writes it ("DPM++ 2M Karras") or a diffusers class.'),
-    click.option("--upscale", type=int, help="4: enlarge with the bundled Real-ESRGAN."),
+    click.option("--upscale", metavar="N", help="4: enlarge with the bundled Real-ESRGAN."),
     click.option("--dtype", help="float32, bfloat16 or float16; short for -o dtype=..."),
     click.option("--device", help="cpu, cuda, cuda:1, mps, ...; the best there is by default."),
     click.option("-o", "--optimize", help='"auto", or names: "dtype=bfloat16,vae-tiling=256"; none by default.'),
@@ -109,9 +137,11 @@ def _flags(command: Any) -> Any:
 @_flags
 def generate(prompt: str | None, **flags: Any) -> None:
     """Draw PROMPT. Also called t2i."""
-    given = {name: value for name, value in flags.items() if value not in (None, (), False)}
-    wanted = _wanted(prompt, given)
-    request, run = _request(wanted), _run_settings(wanted)
+    # not "in (None, (), False)": 0 == False, and --seed 0 is a seed
+    given = {name: value for name, value in flags.items() if not (value is None or value is False or value == ())}
+    run = _wanted(prompt, given)
+    request = config.request(run)
+    _check_sampler(request.sampler)
     from safelight.run import metadata
 
     only = run.get("only")  # of a batch that is drawn again for the sake of one picture
@@ -119,29 +149,51 @@ def generate(prompt: str | None, **flags: Any) -> None:
     for folder in sorted({path.parent for path in paths}):
         metadata.check_folder(folder)
     _hush()
+    done: list[dict[str, Any]] = []
     with safelight.load(**_load_arguments(run, request)) as session:
         targets = dict(enumerate(paths)) if only is None else {only: paths[0]}
-        done, result = _draw(session, request, targets, quiet=flags["quiet"] or flags["as_json"])
+        try:
+            result = _draw(session, request, targets, done, quiet=flags["quiet"] or flags["as_json"])
+        finally:
+            for entry in [] if flags["as_json"] else done:
+                click.echo(entry["path"])
     _report(done, result, session, as_json=flags["as_json"])
 
 
+def _check_sampler(name: str | None) -> None:
+    """Before a model is loaded, which may take minutes."""
+    from safelight.sampling import schedulers
+
+    if name is not None:
+        schedulers.find(name)
+
+
 def _wanted(prompt: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, then the picture to repeat, then flags."""
+    """Settings, then the picture to repeat, then flags; `optimize` holds the dtype, too."""
     wanted = config.settings()
     if source := given.get("source"):
-        wanted.update(_from_picture(Path(source)))
+        # of the settings only the place: any other would change the picture
+        wanted = {name: wanted[name] for name in ("out",) if name in wanted} | _from_picture(Path(source))
         if given.keys() & {"seed", "count", "batch_size"}:
-            wanted |= {
-                "count": 1,
-                "batch_size": 1,
-                "seed": (wanted["seed"] + wanted.pop("only")) % (config.MAX_SEED + 1),
-            }
-    wanted.update({name: value for name, value in given.items() if name != "source"})
+            seed = (wanted["seed"] + wanted.pop("only")) % (config.MAX_SEED + 1)
+            wanted |= {"count": 1, "batch_size": 1, "seed": seed}
+    optimize = [_dtype(wanted), *_texts(given.get("optimize") or wanted.get("optimize")), _dtype(given)]
+    wanted |= {name: value for name, value in given.items() if name != "source"}
+    wanted["optimize"] = ",".join(filter(None, optimize))
     if prompt is not None:
         wanted["prompt"] = prompt
-    if not wanted.get("prompt"):
+    if not str(wanted.get("prompt", "")).strip():
         raise UsageError('what shall be drawn? safelight generate "a red apple, 3d, on a blue background"')
     return wanted
+
+
+def _dtype(settings: Mapping[str, Any]) -> str:
+    return f"dtype={config.dtype_name(settings['dtype'])}" if settings.get("dtype") else ""
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Flags that may be given again come as tuples, settings as text or as lists."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def _from_picture(path: Path) -> dict[str, Any]:
@@ -159,7 +211,9 @@ def _from_picture(path: Path) -> dict[str, Any]:
     same |= {"seed": first, "count": record.batch_size, "batch_size": record.batch_size, "only": record.batch_index}
     if record.revision and "@" not in record.model:
         same["model"] = f"{record.model}@{record.revision}"
-    same["optimize"] = ",".join(_written(name, value) for name, value in record.optimizers)
+    # the last batch of a run may be a single picture, and then there is nothing to slice: asking for it would fail
+    idle = ("vae-slicing",) if record.batch_size == 1 else ()
+    same["optimize"] = ",".join(_written(name, value) for name, value in record.optimizers if name not in idle)
     return {name: value for name, value in same.items() if value is not None}
 
 
@@ -169,39 +223,14 @@ def _written(name: str, value: str) -> str:
     return ",".join([f"{name}={first}" if first else name, *(f"{name}.{other}" for other in others)])
 
 
-def _request(wanted: Mapping[str, Any]) -> config.Request:
-    fields = {name: value for name, value in wanted.items() if name in config.REQUEST_FIELDS}
-    return config.Request(**{name: _number(name, value) for name, value in fields.items()})
-
-
-def _number(name: str, value: Any) -> Any:
-    """Environment variables come as text."""
-    kind = {"guidance": float}.get(name, int)
-    if not isinstance(value, str) or name in ("prompt", "negative", "sampler"):
-        return value
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise UsageError(f"{name.replace('_', '-')} is {value!r}: give a number") from error
-
-
-def _run_settings(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in wanted.items() if name not in config.REQUEST_FIELDS}
-
-
 def _load_arguments(run: Mapping[str, Any], request: config.Request) -> dict[str, Any]:
-    optimize = run.get("optimize") or ""
-    if dtype := run.get("dtype"):
-        optimize = ",".join(filter(None, (optimize, f"dtype={config.dtype_name(dtype)}")))
-    without = run.get("without") or ()
-    lora = run.get("lora") or ()
     return {
         "model": run.get("model") or "firstlight",
-        "optimize": optimize,
-        "without": tuple(without.split(",")) if isinstance(without, str) else tuple(without),
+        "optimize": run["optimize"],
+        "without": tuple(filter(None, map(str.strip, ",".join(_texts(run.get("without"))).split(",")))),
         "device": run.get("device"),
         "vae": run.get("vae"),
-        "loras": (lora,) if isinstance(lora, str) else tuple(lora),
+        "loras": _texts(run.get("lora")),
         "config": run.get("config_folder"),
         "allow_pickle": bool(run.get("allow_pickle")),
         "width": request.width,
@@ -213,7 +242,7 @@ def _load_arguments(run: Mapping[str, Any], request: config.Request) -> dict[str
 def _paths(out: str | None, count: int) -> list[Path]:
     """One path per picture: OUT itself, OUT-0001.png and on for several, or numbered files in a folder."""
     path = Path(out or "safelight.png").expanduser()
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    if path.is_dir() or path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         if path.suffix and not path.is_dir():
             raise UsageError(f"--out {out}: end it in .png, .jpg or .webp, or give a folder")
         return [path / f"{i:06d}.png" for i in range(count)]
@@ -227,8 +256,10 @@ def _hush() -> None:
     import warnings
 
     import diffusers
+    import huggingface_hub
     import transformers
 
+    huggingface_hub.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"(diffusers|transformers|torch|accelerate|huggingface_hub)\b")
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
@@ -236,12 +267,16 @@ def _hush() -> None:
 
 
 def _draw(
-    session: "Session", request: config.Request, paths: Mapping[int, Path], *, quiet: bool
-) -> tuple[list[dict[str, Any]], "Result"]:
-    """Writes each picture that has a path as soon as it is done, so that an interruption loses at most one batch."""
+    session: "Session",
+    request: config.Request,
+    paths: Mapping[int, Path],
+    done: list[dict[str, Any]],
+    *,
+    quiet: bool,
+) -> "Result":
+    """Writes each picture that has a path as soon as it is done, and adds it to `done`: at most one batch is lost."""
     from safelight.run import metadata
 
-    done: list[dict[str, Any]] = []
     with progress(quiet=quiet) as report:
         run = session.start(request, report)
         try:
@@ -254,10 +289,9 @@ def _draw(
             if done:
                 raise PartlyDone(f"{len(done)} of {len(paths)} pictures were written, then: {error}") from error
             raise
-        except KeyboardInterrupt:
-            say(f"safelight: {len(done)} of {len(paths)} pictures were written")
-            raise
-    return done, run.result(())
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"interrupted: {len(done)} of {len(paths)} pictures were written") from error
+    return run.result(())
 
 
 def record_of(session: "Session", run: "Run", picture: "Picture") -> "Record":
@@ -313,7 +347,6 @@ def _report(done: list[dict[str, Any]], result: "Result", session: "Session", *,
         click.echo(json.dumps(document, indent=2))
         return
     for entry in done:
-        click.echo(entry["path"])
         if entry["vae_retried"]:
             say(f"{entry['path']}: the VAE gave a black picture or not-a-number; drawn again with the VAE in float32")
     for status in session.status():
@@ -341,7 +374,7 @@ def info(picture: Path, as_json: bool) -> None:
 
 
 @app.command()
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
 def doctor(as_json: bool) -> None:
     """Say what is here, what is wrong with it, and how to mend it."""
     from safelight.probe import doctor as examination

@@ -5,6 +5,7 @@ environment. Later wins: built in < user file < safelight.toml here < environmen
 """
 
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ MAX_SEED = 2**32 - 1
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "float": "float32"}
 PREFIX = "SAFELIGHT_"
+# far over what any model draws: more is a slip of the finger, and would fill the memory before anything else is said
+MOST = {"width": 16384, "height": 16384, "steps": 1000, "count": 100_000, "batch_size": 100_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +47,18 @@ class Request:
     upscale: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("width", "height", "steps", "count", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise UsageError(f"{name.replace('_', '-')} is {value!r}: give a whole number of 1 or more")
-        if self.guidance is not None and not 0 <= self.guidance <= 1000:
-            raise UsageError(f"guidance is {self.guidance!r}: give a number from 0 to 1000, 7.5 is usual")
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise UsageError(f"seed is {self.seed}: give a whole number from 0 to {MAX_SEED}")
-        if self.upscale not in (1, 4):
-            raise UsageError(f"upscale is {self.upscale}: 1 and 4 are there")
+        for name in ("prompt", "negative", "sampler"):
+            if not _is_text(value := getattr(self, name)) and (name, value) != ("sampler", None):
+                raise UsageError(f"{name} is {value!r:.80}: give valid Unicode text")
+        for name, most in MOST.items():
+            if (value := getattr(self, name)) is not None and not _is_whole(value, 1, most):
+                raise UsageError(f"{name.replace('_', '-')} is {value!r:.80}: give a whole number from 1 to {most}")
+        if self.guidance is not None and not (_is_number(self.guidance) and 0 <= self.guidance <= 1000):
+            raise UsageError(f"guidance is {self.guidance!r:.80}: give a number from 0 to 1000, 7.5 is usual")
+        if self.seed is not None and not _is_whole(self.seed, 0, MAX_SEED):
+            raise UsageError(f"seed is {self.seed!r:.80}: give a whole number from 0 to {MAX_SEED}")
+        if not _is_whole(self.upscale, 1, 4) or self.upscale not in (1, 4):
+            raise UsageError(f"upscale is {self.upscale!r:.80}: 1 and 4 are there")
 
     def seeds(self) -> list[int]:
         """The seed of every picture; `seed` must be known by now."""
@@ -62,6 +67,19 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _is_text(value: object) -> bool:
+    """Not with half a surrogate pair either, which a command line in another encoding gives: no file can hold it."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def dtype_name(asked: str) -> str:
@@ -73,7 +91,8 @@ def dtype_name(asked: str) -> str:
 
 
 REQUEST_FIELDS = {field.name for field in fields(Request)}
-RUN_FIELDS = ("model", "vae", "lora", "device", "dtype", "optimize", "without", "out", "format")
+RUN_FIELDS = ("model", "vae", "lora", "device", "dtype", "optimize", "without", "out")
+LISTS = ("lora", "optimize", "without")  # in a file these may be lists of texts, too
 SETTINGS = frozenset(REQUEST_FIELDS) | frozenset(RUN_FIELDS)
 
 
@@ -97,16 +116,41 @@ def settings(environ: Mapping[str, str] | None = None, folder: Path | None = Non
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The table of a settings file, its keys and the kinds of its values checked; {} where there is no file."""
     if not path.is_file():
         return {}
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # not TOML, not UTF-8, or a number of more digits than Python reads
         raise UsageError(f"{path} is not valid TOML: {error}") from error
-    for key in table:
-        if key.replace("-", "_") not in SETTINGS:
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in SETTINGS:
             raise UnknownName(f"key in {path}", key, SETTINGS)
+        if name in RUN_FIELDS and not isinstance(value, str) and not (name in LISTS and _is_list_of_texts(value)):
+            wanted = 'text, or a list ["a", "b"]' if name in LISTS else "text"
+            raise UsageError(f"{key} in {path} is {value!r:.80}: give {wanted}")
     return {key.replace("-", "_"): value for key, value in table.items()}
+
+
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def request(wanted: Mapping[str, Any]) -> Request:
+    """The Request among settings and flags, whose numbers may be text. Raises UsageError."""
+    return Request(**{name: _parsed(name, value) for name, value in wanted.items() if name in REQUEST_FIELDS})
+
+
+def _parsed(name: str, value: Any) -> Any:
+    if not isinstance(value, str) or name in ("prompt", "negative", "sampler"):
+        return value
+    try:
+        return float(value) if name == "guidance" else int(value)
+    except ValueError:
+        return value  # Request says what is wrong with it
 
 
 def environment(name: str) -> str | None:

@@ -87,27 +87,39 @@ def one_line_errors(asked: str) -> Iterator[None]:
 
 
 def downloaded(source: Source) -> Source:
-    """The folder source of a hub source: revision resolved once, configs checked, safetensors only."""
+    """The folder source of a hub source: the revision resolved to a commit once, configs checked, safetensors only.
+
+    Without a connection the local cache serves, if it has the revision. Raises ModelNotFound, EnvironmentProblem.
+    """
     from diffusers import DiffusionPipeline
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+
+    commit = _commit(source)
+    try:
+        folder = DiffusionPipeline.download(
+            source.place, revision=commit or source.revision, use_safetensors=True, local_files_only=commit is None
+        )
+    except OSError as error:
+        if commit is None:
+            raise EnvironmentProblem(f"{source.place} is not in the cache, and the hub cannot be reached") from error
+        raise ModelNotFound(f"{source.place}: {str(error).splitlines()[0][:300]}") from error
+    path = Path(folder)
+    return replace(source, kind="folder", place=str(check_folder(path)), revision=path.name)
+
+
+def _commit(source: Source) -> str | None:
+    """What the revision stands for now; None when the hub cannot be asked."""
+    from httpx2 import HTTPError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        folder = DiffusionPipeline.download(source.place, revision=source.revision, use_safetensors=True)
+        return HfApi().model_info(source.place, revision=source.revision).sha
     except RevisionNotFoundError as error:
         raise ModelNotFound(f"{source.place} has no revision {source.revision!r} on the hub") from error
     except RepositoryNotFoundError as error:
         raise ModelNotFound(f"no model {source.place!r} on the hub, or it wants a token (HF_TOKEN)") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
-        raise EnvironmentProblem(f"{source.place} is not in the local cache, and the hub cannot be reached") from error
-    except OSError as error:
-        raise ModelNotFound(f"{source.place}: {str(error).splitlines()[0][:300]}") from error
-    path = Path(folder)
-    return replace(source, kind="folder", place=str(check_folder(path)), revision=path.name)
+    except (HfHubHTTPError, HTTPError, OSError):
+        return None
 
 
 def _folder(source: Source, dtype: Any) -> Any:

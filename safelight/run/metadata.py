@@ -280,10 +280,16 @@ def _texts(image: "Image.Image") -> tuple[str | None, str | None]:
         return image.text.get("safelight"), image.text.get("parameters")
     exif = image.getexif()
     twin, comment = exif.get(IMAGE_DESCRIPTION), exif.get_ifd(EXIF_POINTER).get(USER_COMMENT)
-    # cameras and editors write descriptions too
+    # cameras and editors write descriptions and comments too
     ours = isinstance(twin, str) and twin.startswith('{"safelight":')
-    theirs = isinstance(comment, bytes) and comment.startswith(UNICODE)
-    return twin if ours else None, comment[len(UNICODE) :].decode("utf-16-be", "replace") if theirs else None
+    return twin if ours else None, _comment_text(comment)
+
+
+def _comment_text(comment: object) -> str | None:
+    """A UserComment as A1111 writes it; None for any other."""
+    if not isinstance(comment, bytes) or not comment.startswith(UNICODE):
+        return None
+    return comment.removeprefix(UNICODE).decode("utf-16-be", "replace")
 
 
 def check_folder(folder: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(name, value):
         ('{"safelight": "1"}', "is of schema '1'"),
         ('{"safelight": [1]}', "is of schema of type list"),
         ('{"safelight": 1}', "not complete"),
-        ('{"safelight": 1, "pro\\nmpt": ""}', r"does not know: 'pro\\nmpt'"),
+        ('{"safelight": 1, "pro\\nmpt": ""}', r"does not know: 'pro\nmpt'"),
     ],
 )
 def test_what_is_not_a_record_is_refused_in_one_line(text, message):

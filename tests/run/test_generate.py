@@ -1,0 +1,216 @@
+"""A request becomes pictures: the same for the same seed, alone or in a batch, and never spoiled unseen."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from safelight.config import Request
+from safelight.errors import DoesNotApply, OutOfMemory, SpoiledPicture, UnknownName, UsageError
+from safelight.measure.clock import Clock
+from safelight.run import generate as run
+
+
+def pixels(picture):
+    return np.asarray(picture.image).astype(int)
+
+
+def draw(pipe, **fields):
+    request = run.settle(pipe, Request("a cat", **{"steps": 3, "seed": 11, **fields}), {})
+    return list(run.pictures(pipe, request, tiny.cpu(), run.Checkpoint.of(pipe)))
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4, 5])
+def test_picture_i_equals_the_picture_that_its_seed_gives_alone(pipe, batch_size):
+    together = draw(pipe, count=5, batch_size=batch_size)
+    alone = [draw(pipe, seed=11 + i)[0] for i in range(5)]
+    assert [picture.seed for picture in together] == [11, 12, 13, 14, 15]
+    for one, other in zip(together, alone, strict=True):
+        # one level of 255: kernels add up in another order when there is more to add
+        assert abs(pixels(one) - pixels(other)).max() <= 1
+
+
+def test_the_same_batch_gives_the_same_bits(pipe):
+    first, second = (draw(pipe, count=3, batch_size=3) for _ in range(2))
+    assert all((pixels(a) == pixels(b)).all() for a, b in zip(first, second, strict=True))
+
+
+def test_seeds_that_differ_give_pictures_that_differ(pipe):
+    one, other = draw(pipe, count=2)
+    assert abs(pixels(one) - pixels(other)).max() > 8
+
+
+def test_what_comes_out_is_what_the_pipeline_itself_draws(pipe):
+    own = pipe(
+        prompt="a cat",
+        num_inference_steps=3,
+        generator=[torch.Generator().manual_seed(11)],
+        width=32,
+        height=32,
+        output_type="np",
+    ).images[0]
+    ours = pixels(draw(pipe, width=32, height=32)[0])
+    assert abs(ours - (own * 255).round().astype(int)).max() <= 1
+
+
+def test_noise_is_the_same_in_every_dtype(unet_pipe):
+    exact = pixels(draw(unet_pipe)[0])
+    rounded = pixels(draw(unet_pipe.to(torch.bfloat16))[0])
+    assert abs(exact - rounded).mean() < 8
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ 2M Karras", "Heun", "UniPC", "DDIM", "PLMS", "LCM"])
+def test_every_sampler_draws_and_leaves_the_pipeline_its_own_scheduler(unet_pipe, sampler):
+    before = unet_pipe.scheduler
+    picture = draw(unet_pipe, sampler=sampler, steps=4)[0]
+    assert picture.image.size == (32, 32)
+    assert unet_pipe.scheduler is before
+
+
+def test_a_karras_run_leaves_no_trace_in_the_next(unet_pipe):
+    plain = pixels(draw(unet_pipe, sampler="Euler")[0])
+    draw(unet_pipe, sampler="DPM++ 2M Karras")
+    assert (pixels(draw(unet_pipe, sampler="Euler")[0]) == plain).all()
+
+
+def test_a_flow_model_refuses_a_sampler_for_noise_predicting_models():
+    with pytest.raises(DoesNotApply, match="not for a flow-matching model: use Euler flow"):
+        draw(tiny.flux(), sampler="DPM++ 2M")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [({"width": 33}, r"width is 33.*multiples of 2 .*\(32 and 34 are near\)"), ({"height": 1}, "multiples of 2")],
+)
+def test_a_size_that_the_vae_cannot_make_is_refused(unet_pipe, fields, says):
+    with pytest.raises(UsageError, match=says):
+        draw(unet_pipe, **fields)
+
+
+def test_packed_latents_need_twice_the_factor():
+    with pytest.raises(UsageError, match="multiples of 4"):
+        draw(tiny.flux(), width=34)
+
+
+def test_an_unknown_sampler_names_the_nearest(unet_pipe):
+    with pytest.raises(UnknownName, match=r"did you mean .*DPM\+\+ 2M Karras"):
+        draw(unet_pipe, sampler="DPM++ 2M Karas")
+
+
+def test_a_negative_prompt_is_refused_where_the_pipeline_takes_none(unet_pipe):
+    pipe = tiny.flux()
+    pipe.__class__ = type("Plain", (type(pipe),), {"__call__": lambda self, prompt, guidance_scale=1.0: None})
+    with pytest.raises(DoesNotApply, match="takes no negative prompt"):
+        run.settle(pipe, Request("a cat", negative="a dog"), {})
+
+
+def test_what_is_left_open_is_settled_from_the_model(unet_pipe):
+    settled = run.settle(unet_pipe, Request("a cat"), {})
+    assert (settled.width, settled.height, settled.steps, settled.guidance) == (32, 32, 20, 7.5)
+    assert settled.seed is not None
+    assert run.settle(unet_pipe, Request("a cat"), {"guidance": 3.0, "steps": 4}).guidance == 3.0
+
+
+class BrokenVae:
+    """Breaks decode for the first `times` calls in which the VAE is not float32, or for all."""
+
+    def __init__(self, pipe, value, *, also_in_float32):
+        self.decode, self.vae, self.value, self.also = pipe.vae.decode, pipe.vae, value, also_in_float32
+        pipe.vae.decode = self
+
+    def __call__(self, latents, return_dict=True):
+        decoded = self.decode(latents, return_dict=False)[0]
+        if self.also or self.vae.dtype != torch.float32:
+            decoded = torch.full_like(decoded, self.value)
+        return (decoded,)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0], ids=["nan", "black"])
+def test_a_spoiled_decode_is_tried_again_in_float32(unet_pipe, value):
+    unet_pipe.to(torch.bfloat16)
+    BrokenVae(unet_pipe, value, also_in_float32=False)
+    picture = draw(unet_pipe)[0]
+    assert picture.vae_retried
+    assert pixels(picture).max() > 20
+    assert unet_pipe.vae.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0], ids=["nan", "black"])
+def test_a_picture_spoiled_also_in_float32_is_an_error(unet_pipe, value):
+    BrokenVae(unet_pipe, value, also_in_float32=True)
+    with pytest.raises(SpoiledPicture, match="also with the VAE in float32"):
+        draw(unet_pipe)
+
+
+def test_a_denoiser_that_gives_nan_is_named(unet_pipe):
+    unet_pipe.unet.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(SpoiledPicture, match=r"the denoiser gave not-a-number \(torch.float32\)"):
+        draw(unet_pipe)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes."),
+         "it asked for 2.00 GiB more"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has"), "asked for 1.50 GiB more"),
+        (MemoryError(), "no size given"),
+    ],
+    ids=["cpu", "cuda", "python"],
+)  # fmt: skip
+def test_out_of_memory_says_where_how_much_and_what_helps(unet_pipe, error, says):
+    def decode(*_, **__):
+        raise error
+
+    unet_pipe.vae.decode = decode
+    with pytest.raises(OutOfMemory, match="decode of 1 picture.* of 32x32 ran out of memory") as raised:
+        draw(unet_pipe)
+    assert says in str(raised.value)
+    assert "vae-tiling" in str(raised.value)
+
+
+def test_another_error_is_not_taken_for_out_of_memory(unet_pipe):
+    def decode(*_, **__):
+        raise RuntimeError("shapes differ")
+
+    unet_pipe.vae.decode = decode
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        draw(unet_pipe)
+
+
+def test_stages_are_timed_and_reported_in_order(unet_pipe):
+    request = run.settle(unet_pipe, Request("a cat", steps=3, seed=1, upscale=4, count=2), {})
+    clock, heard = Clock(), []
+    list(
+        run.pictures(
+            unet_pipe,
+            request,
+            tiny.cpu(),
+            run.Checkpoint.of(unet_pipe),
+            clock=clock,
+            progress=lambda *news: heard.append(news),
+        )
+    )
+    assert list(clock.seconds) == ["text", "denoise", "decode", "upscale"]
+    assert all(seconds > 0 for seconds in clock.seconds.values())
+    assert [news for news in heard if news[0] in ("denoise", "pictures")] == [
+        *(("denoise", i, 3) for i in (1, 2, 3)),
+        ("pictures", 1, 2),
+        *(("denoise", i, 3) for i in (1, 2, 3)),
+        ("pictures", 2, 2),
+    ]
+
+
+def test_an_interruption_in_a_step_leaves_the_pipeline_as_it_was(unet_pipe):
+    before = unet_pipe.scheduler
+    request = run.settle(unet_pipe, Request("a cat", steps=3, seed=1), {})
+
+    def interrupt(stage, done, total):
+        if stage == "denoise" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(run.pictures(unet_pipe, request, tiny.cpu(), run.Checkpoint.of(unet_pipe), progress=interrupt))
+    assert unet_pipe.scheduler is before
+    assert "prepare_latents" not in vars(unet_pipe)
+    assert not unet_pipe.unet._forward_pre_hooks
