@@ -13,6 +13,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,14 @@ class Scene:
 POSITIONS = ((56, 0, 0), (56, -4, 0), (56, 4, 0), (56, 0, -4), (56, 0, 4), (48, 0, 0))
 
 
-def things(path: Path = Path(__file__).with_name("objects.txt")) -> list[Thing]:
+OBJECTS = Path(__file__).with_name("objects.txt")
+
+
+@lru_cache(maxsize=1)
+def things() -> list[Thing]:
     """Every object, in the order of the file."""
     out = []
-    for line in path.read_text().splitlines():
+    for line in OBJECTS.read_text().splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         name, _, label = (part.strip() for part in line.removeprefix("- ").partition("="))

@@ -5,8 +5,8 @@ python training/evaluate.py --work build/firstlight --model safelight/firstlight
 Object: the picture's EfficientNet-lite0 features (pooled, 1280) against those of all objects drawn in the asked style
 on white, mean-centred cosine; top-1 and top-5. Pictures are enlarged to 128 px first: at 64 px true drawings are told
 apart in 60 % of cases, at 128 px in 98 %. Background: the named colour nearest to the border's median. Style: the
-nearest of the three true drawings of the asked object on the asked background, by the same features. VAE: PSNR of held-out pictures through it. The same
-figures of true drawings stand beside them: no model can do better.
+nearest of the three true drawings of the asked object on the asked background, by the same features. VAE: PSNR of
+held-out pictures through it. The same figures of true drawings stand beside them: no model can do better.
 """
 
 import argparse

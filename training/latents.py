@@ -1,6 +1,6 @@
 """Encodes every training picture once, so that the VAE is out of the denoiser's training loop.
 
-Writes latents.npz: latents float16 [n, 6, 16, 16] (scaled to unit variance), scenes int64 [n, 3], and the scaling factor.
+Writes latents.npz: latents float16 [n, 6, 16, 16], scaled to unit variance, scenes int64 [n, 3], the scaling factor.
 """
 
 import argparse

@@ -4,6 +4,8 @@ A byte-pair vocabulary is trained until every word of a caption is one token; ot
 prompt can be read.
 """
 
+import json
+
 import data
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -30,18 +32,16 @@ def build_tokenizer() -> CLIPTokenizer:
         show_progress=False,
     )
     words.train_from_iterator(_captions(), trainer)
-    learned = _state(words)
+    learned = _merges(words)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = alphabet + [c + "</w>" for c in alphabet] + ["".join(pair) for pair in learned]
-    vocabulary = list(dict.fromkeys(vocabulary)) + [START, END]
+    vocabulary = [*dict.fromkeys(vocabulary), START, END]
     return CLIPTokenizer(
         vocab={token: i for i, token in enumerate(vocabulary)}, merges=learned, model_max_length=MAX_TOKENS
     )
 
 
-def _state(words: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
+def _merges(words: Tokenizer) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads(words.to_str())["model"]["merges"]]
 
 

@@ -148,22 +148,25 @@ def test_a_denoiser_that_gives_nan_is_named(unet_pipe):
         draw(unet_pipe)
 
 
+ON_A_CPU = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes."
+ON_A_CARD = "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity"
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes."),
-         "it asked for 2.00 GiB more"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has"), "asked for 1.50 GiB more"),
+        (RuntimeError(ON_A_CPU), "it asked for 2.00 GiB more"),
+        (torch.OutOfMemoryError(ON_A_CARD), "it asked for 1.50 GiB more"),
         (MemoryError(), "no size given"),
     ],
     ids=["cpu", "cuda", "python"],
-)  # fmt: skip
+)
 def test_out_of_memory_says_where_how_much_and_what_helps(unet_pipe, error, says):
     def decode(*_, **__):
         raise error
 
     unet_pipe.vae.decode = decode
-    with pytest.raises(OutOfMemory, match="decode of 1 picture.* of 32x32 ran out of memory") as raised:
+    with pytest.raises(OutOfMemory, match=r"decode of 1 picture.* of 32x32 ran out of memory") as raised:
         draw(unet_pipe)
     assert says in str(raised.value)
     assert "vae-tiling" in str(raised.value)
