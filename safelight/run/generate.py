@@ -130,11 +130,14 @@ def pictures(
         with _out_of_memory_explained(clock, device, request):
             latents = _denoise(pipe, request, [seed for _, seed in chunk], scheduler(), clock, progress)
             clock.switch("decode")
+            progress("decode", 0, 1)
             decoded, retried = decode_checked(pipe, latents, request)
+            progress("decode", 1, 1)
             if network is not None:
                 clock.switch("upscale")
-                progress("upscale", chunk[0][0], request.count)
+                progress("upscale", 0, 1)
                 decoded = upscalers.upscale(network, decoded.float())
+                progress("upscale", 1, 1)
             clock.switch()
         images = to_images(decoded)
         for i, ((index, seed), image) in enumerate(zip(chunk, images, strict=True)):
@@ -162,6 +165,8 @@ def _denoise(
     def first_step(*_: Any) -> None:
         if clock.stage == "text":
             clock.switch("denoise")
+            progress("text", 1, 1)
+            progress("denoise", 0, request.steps or 0)
 
     def step_done(_pipe: Any, step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
         progress("denoise", step + 1, request.steps or 0)
