@@ -5,6 +5,7 @@ Results go to stdout (paths, or one JSON document with --json), everything else 
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import click
 
 import safelight
 from safelight import config
-from safelight.errors import PartlyDone, SafelightError, UnknownName, UsageError
+from safelight.errors import EnvironmentProblem, PartlyDone, SafelightError, UnknownName, UsageError
 from safelight.report.terminal import mib, progress, say
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def main() -> NoReturn:
     """Runs the command line and turns every ending into its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = app.main(standalone_mode=False) or 0
+        code = app.main(prog_name="safelight", standalone_mode=False) or 0
     except SafelightError as error:
         code = _fail(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -72,6 +73,8 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:  # a name too long, a file that may not be read
+        code = _fail(f"cannot use {error.filename}: {error.strerror or error}", EnvironmentProblem.exit_code)
     sys.exit(code)
 
 
@@ -86,10 +89,13 @@ def _usage(error: click.UsageError) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    """One line, without control characters."""
-    line = " ".join(message.split())
-    say("safelight: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+    say(f"safelight: {_harmless(' '.join(message.split()))}")
     return code
+
+
+def _harmless(text: str) -> str:
+    """Control characters, which command a terminal, written out; but for the line break."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def _terminate(_signal: int, _frame: Any) -> NoReturn:
@@ -141,9 +147,11 @@ def generate(prompt: str | None, **flags: Any) -> None:
     given = {name: value for name, value in flags.items() if not (value is None or value is False or value == ())}
     run = _wanted(prompt, given)
     request = config.request(run)
-    _check_sampler(request.sampler)
     from safelight.run import metadata
+    from safelight.sampling import schedulers
 
+    if request.sampler is not None:  # before a model is loaded, which may take minutes
+        schedulers.find(request.sampler)
     only = run.get("only")  # of a batch that is drawn again for the sake of one picture
     paths = _paths(run.get("out"), 1 if only is not None else request.count)
     for folder in sorted({path.parent for path in paths}):
@@ -158,14 +166,6 @@ def generate(prompt: str | None, **flags: Any) -> None:
             for entry in [] if flags["as_json"] else done:
                 click.echo(entry["path"])
     _report(done, result, session, as_json=flags["as_json"])
-
-
-def _check_sampler(name: str | None) -> None:
-    """Before a model is loaded, which may take minutes."""
-    from safelight.sampling import schedulers
-
-    if name is not None:
-        schedulers.find(name)
 
 
 def _wanted(prompt: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,13 +199,14 @@ def _texts(value: Any) -> tuple[str, ...]:
 def _from_picture(path: Path) -> dict[str, Any]:
     """Request and settings that make the picture at `path` again."""
     from safelight.run import metadata
+    from safelight.sampling import schedulers
 
     record, _ = metadata.read(path)
     if record is None:
         raise UsageError(f"{path} carries no safelight record: only pictures that safelight made can be made again")
-    same = {name: getattr(record, name) for name in ("prompt", "negative", "width", "height", "steps", "guidance")}
-    same |= {"sampler": record.sampler, "upscale": record.upscale, "model": record.model, "device": record.device}
-    same |= {"vae": record.vae, "lora": record.lora}
+    kept = ("prompt", "negative", "width", "height", "steps", "guidance", "upscale", "model", "device", "vae", "lora")
+    same = {name: getattr(record, name) for name in kept}
+    same["sampler"] = record.sampler if record.sampler != schedulers.DEFAULT else None
     # its whole batch, of which it alone is written: another batch size would round otherwise
     first = (record.seed - record.batch_index) % (config.MAX_SEED + 1)
     same |= {"seed": first, "count": record.batch_size, "batch_size": record.batch_size, "only": record.batch_index}
@@ -368,7 +369,7 @@ def info(picture: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(record) if record else {"parameters": text}, indent=2))
     else:
-        click.echo(text or "no A1111 parameters")
+        click.echo(_harmless(text) if text else "no A1111 parameters")
         if record:
             click.echo(json.dumps(asdict(record), indent=2))
 

@@ -17,10 +17,11 @@ WIDTH = 100
 
 def cli_page() -> str:
     pages = ["# Command line", "", "Made from the program by `python scripts/docs.py`.", ""]
-    root = click.Context(app, info_name="safelight", terminal_width=WIDTH, max_content_width=WIDTH)
+    width = {"terminal_width": WIDTH, "max_content_width": WIDTH}
+    root = click.Context(app, info_name="safelight", **width, **app.context_settings)
     pages += ["## safelight", "", "```", app.get_help(root), "```", ""]
     for name, command in sorted(app.commands.items()):
-        context = click.Context(command, parent=root, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH)
+        context = click.Context(command, parent=root, info_name=name, **width)
         pages += [f"## safelight {name}", "", "```", command.get_help(context), "```", ""]
     return "\n".join(pages).rstrip() + "\n"
 

@@ -221,6 +221,12 @@ def test_from_makes_one_picture_of_a_batch_again_and_writes_it_alone(draw, run, 
     assert files(tmp_path / "again") == ["b.png"]
 
 
+def test_from_makes_the_bundled_models_picture_again(run):
+    run("generate", "a red apple", "--steps", 3, *BATCH, "-o", "dtype=bfloat16", "-O", "a.png")
+    assert run("generate", "--from", "a-0001.png", "-O", "b.png").code == 0
+    assert pixels("b.png") == pixels("a-0001.png")
+
+
 def test_from_works_where_the_seed_wraps_around_within_the_batch(draw, run):
     draw("--seed", config.MAX_SEED, "--count", 2, "--batch-size", 2, "-O", "a.png")
     run("generate", "--from", "a-0001.png", "-O", "b.png")
@@ -287,12 +293,23 @@ def test_info_prints_both_texts(draw, run):
 
 @pytest.mark.parametrize(
     "prompt",
-    ['"quoted", \'twice\'', "two\nlines\n\nand more", "\u4e16\u754c \U0001f34e", "--steps", "-o", "50% \\ {} \x1b[0m"],
+    ["\"quoted\", 'twice'", "two\nlines\n\nand more", "\u4e16\u754c \U0001f34e", "--steps", "-o", "50% \\ {} \x1b[0m"],
     ids=ascii,
 )
 def test_any_prompt_comes_back_from_info(run, folder, prompt):
     assert run("generate", "--model", folder, *SMALL, "-O", "a.png", "--", prompt).code == 0
     assert json.loads(run("info", "a.png", "--json").out)["prompt"] == prompt
+
+
+def test_info_sends_no_control_characters_of_a_foreign_picture_to_the_terminal(run, tmp_path):
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    chunks.add_text("parameters", "a \x1b]0;title\x07cat\nSteps: 2, Sampler: Euler, Seed: 1")
+    Image.new("RGB", (8, 8)).save(tmp_path / "foreign.png", pnginfo=chunks)
+    ran = run("info", "foreign.png")
+    assert ran.out == "a \\x1b]0;title\\x07cat\nSteps: 2, Sampler: Euler, Seed: 1\n"
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -357,7 +374,7 @@ def test_without_wins_over_auto_and_may_be_a_list_in_the_settings(draw, tmp_path
         ("stepps = 3", "did you mean steps"),
         ("[steps]\nmany = 1", "steps is {'many': 1}"),
         ("steps = = 3", "not valid TOML"),
-        ("seed = 1" + "0" * 5000, "seed"),
+        ("seed = 1" + "0" * 5000, "not valid TOML"),
     ],
     ids=lambda value: value[:20],
 )
@@ -422,6 +439,8 @@ BAD_FLAGS = [
     (("--upscale", 3), 2, "upscale is 3: 1 and 4"),
     (("--lora", "missing.safetensors"), 2, "no LoRA file at missing.safetensors"),
     (("--lora", "a.safetensors=much"), 2, "'much' is not a number"),
+    (("--config", "there"), 2, "--config is for a single file"),
+    (("--quiet", "-O", "x" * 300 + ".png"), 4, "too long"),
     (("-O", "a.gif"), 2, "--out a.gif: end it in .png, .jpg or .webp"),
     (("--from", "missing.png"), 2, "cannot read missing.png"),
     (("--negative", "\udcff"), 2, "negative is '\\udcff': give valid Unicode text"),
@@ -433,7 +452,9 @@ BAD_FLAGS = [
 ]
 
 
-@pytest.mark.parametrize(("flags", "code", "says"), BAD_FLAGS, ids=lambda value: "" if value in (2, 4) else ascii(value))
+@pytest.mark.parametrize(
+    ("flags", "code", "says"), BAD_FLAGS, ids=lambda value: "" if value in (2, 4) else ascii(value)
+)
 def test_a_bad_flag_is_refused_in_one_line_and_nothing_is_written(draw, tmp_path, flags, code, says):
     assert_refused(draw("--out", "out/a.png", *flags), code, says)
     assert files(tmp_path) == []
@@ -494,8 +515,12 @@ DAMAGE = {
     "no index": (lambda path: (path / "model_index.json").unlink(), 2, "no model_index.json"),
     "damaged index": (index_of('{"_class'), 1, "is not valid JSON"),
     "index is a list": (index_of("[]"), 1, "names no pipeline class"),
-    "index has an empty part": (index_of('{"_class_name": "StableDiffusionPipeline", "unet": []}'), 1, ""),
-    "index has a number for a module": (index_of('{"_class_name": "StableDiffusionPipeline", "unet": [3, "x"]}'), 1, ""),
+    "index has an empty part": (index_of('{"_class_name": "StableDiffusionPipeline", "unet": []}'), 1, "of 'unet'"),
+    "index has a number for a module": (
+        index_of('{"_class_name": "StableDiffusionPipeline", "unet": [3, 4]}'),
+        1,
+        "[3, 4] of",
+    ),
     "unknown pipeline": (index_of('{"_class_name": "NoSuchPipeline"}'), 1, "cannot be loaded"),
     "foreign code": (index_of('{"_class_name": "StableDiffusionPipeline", "unet": ["os", "x"]}'), 2, "wants code from"),
     "missing part": (lambda path: shutil.rmtree(path / "unet"), 1, "no folder 'unet'"),
@@ -504,7 +529,7 @@ DAMAGE = {
     "damaged config": (lambda path: (path / "vae" / "config.json").write_text("{"), 1, "cannot be loaded"),
     "truncated weights": (lambda path: cut(path / UNET), 1, "is truncated"),
     "empty weights": (lambda path: (path / UNET).write_bytes(b""), 1, "no whole safetensors file"),
-    "weights of another shape": (lambda path: shutil.copy(path / UNET, path / "vae" / Path(UNET).name), 1, ""),
+    "weights of another part": (lambda path: shutil.copy(path / UNET, path / "vae" / Path(UNET).name), 1, "of its vae"),
 }
 
 
@@ -551,7 +576,9 @@ def test_a_damaged_file_is_refused_in_one_line(draw, tmp_path, flag, name, conte
     if flag == "--model":
         assert_refused(draw(flag, name, "-O", "out/a.png"), code, name, says)
     else:  # what each of them says of it is theirs
-        assert_refused(draw(flag, name, "-O", "out/a.png"), 2 if says == "--allow-pickle" and flag == "--vae" else 1, name)
+        assert_refused(
+            draw(flag, name, "-O", "out/a.png"), 2 if says == "--allow-pickle" and flag == "--vae" else 1, name
+        )
     assert files(tmp_path) == [name]
 
 
@@ -615,7 +642,7 @@ def raising(error, at=1):
 
 def test_a_full_disk_is_named_and_leaves_nothing(draw, full_disk, tmp_path):
     full_disk(after=0)
-    assert_refused(draw("-O", "out/a.png"), 4, "cannot write out/a.png: the disk is full")
+    assert_refused(draw("--quiet", "-O", "out/a.png"), 4, "cannot write out/a.png: the disk is full")
     assert files(tmp_path) == []
 
 
@@ -640,7 +667,7 @@ def test_a_picture_that_cannot_fit_is_refused_before_it_is_begun(draw, monkeypat
     """Linux promises memory that it does not have, and kills whoever uses it: nothing could be said then."""
     little = replace(tiny.cpu(), free_bytes=2**20)
     monkeypatch.setattr(device, "here", lambda asked: little)
-    assert_refused(draw("--width", 4096, "-O", "out/a.png"), 6, "4096x32", "vae-tiling")
+    assert_refused(draw("--width", 8192, "-O", "out/a.png"), 6, "8192x32", "vae-tiling")
     assert files(tmp_path) == []
 
 
@@ -723,8 +750,8 @@ def test_doctor_prints_lines_or_json(run):
     assert (ran.code, ran.err) == (0, "")
     assert "python" in ran.out
     findings = json.loads(run("doctor", "--json").out)
+    assert "python" in [finding["subject"] for finding in findings]
     assert len(findings) <= len(ran.out.splitlines())
-    assert all(finding.keys() >= {"level"} for finding in findings) or findings
 
 
 def test_optimizers_lists_all(run):

@@ -52,8 +52,10 @@ def check_folder(folder: Path) -> Path:
     """A diffusers folder whose parts are all there, whole, and ask for no code but diffusers' and transformers'."""
     index = model_index(folder)
     for part, entry in index.items():
-        if part.startswith("_") or not isinstance(entry, list) or entry[0] is None:
+        if part.startswith("_") or not isinstance(entry, list) or entry[:1] == [None]:
             continue
+        if len(entry) != 2 or not all(isinstance(name, str) for name in entry):
+            raise DamagedModel(f"{folder}/model_index.json says {entry!r:.80} of {part!r}: download it again")
         if entry[0] not in SAFE_MODULES and not _is_pipeline_module(entry[0]):
             raise UsageError(f"{folder.name} wants code from {entry[0]!r} for its {part}: only diffusers' own is run")
         if not (folder / part).is_dir() and part not in ("safety_checker", "feature_extractor"):
@@ -103,11 +105,11 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         if not 2 <= length <= min(LARGEST_HEADER, max(0, size - 8)):
             raise DamagedModel(f"{path} is no whole safetensors file ({size} bytes): download it again")
         try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
+            header = dict(json.loads(file.read(length)))
+            header.pop("__metadata__", None)
+            end = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise DamagedModel(f"{path} has a damaged safetensors header: download it again") from error
-    header.pop("__metadata__", None)
-    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != end:
         raise DamagedModel(f"{path} is truncated: {size} of {end} bytes; download it again")
     return header

@@ -121,6 +121,7 @@ def pictures(
 
     Raises SpoiledPicture, OutOfMemory. The pipeline is left as it was, whatever happens.
     """
+    _check_memory(pipe, request, device)
     clock = clock or Clock()
     network = upscalers.load(request.upscale, device=device.torch_name) if request.upscale > 1 else None
     scheduler = _scheduler(request, checkpoint)
@@ -143,6 +144,25 @@ def pictures(
         for i, ((index, seed), image) in enumerate(zip(chunk, images, strict=True)):
             progress("pictures", index + 1, request.count)
             yield Picture(image, index, seed, i, len(chunk), retried[i])
+
+
+def _check_memory(pipe: Any, request: Request, device: Device) -> None:
+    """Raises OutOfMemory if not even the decoder's last layer fits: Linux would kill the process without a word.
+
+    Counted are its input and its output alone, so that what might fit is never refused.
+    """
+    vae = pipe.vae
+    whole = type(vae).__name__ == "AutoencoderKL" and not vae.use_tiling
+    channels = vae.config.block_out_channels[0] if whole else 3
+    pictures = 1 if getattr(vae, "use_slicing", False) else min(request.batch_size, request.count)
+    pixels = pictures * (request.width or 0) * (request.height or 0)
+    wanted = 2 * pixels * channels * next(vae.parameters()).element_size()
+    if wanted > device.free_bytes:
+        raise OutOfMemory(
+            f"decode of {pictures} picture(s) of {request.width}x{request.height} needs more than "
+            f"{wanted / 2**30:.1f} GiB, and {device.free_bytes / 2**30:.1f} GiB are free on {device.name}: "
+            f"try {REMEDIES['decode']}"
+        )
 
 
 def _scheduler(request: Request, checkpoint: Checkpoint) -> Callable[[], Any]:

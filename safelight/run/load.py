@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import DamagedModel, EnvironmentProblem, ModelNotFound, UsageError
+from safelight.optimizers.target import models
 from safelight.probe import packages
 from safelight.probe.device import Device
 from safelight.probe.model import Source, check_folder, find, model_index, safetensors_header, weights_hash
@@ -57,6 +58,8 @@ def pipeline(
     """
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
     source = find(model, allow_pickle=allow_pickle)
+    if config and source.kind in ("folder", "hub"):
+        raise UsageError(f"--config is for a single file, and {source.asked} has configs of its own: leave it out")
     _check_loras(loras)
     import torch
 
@@ -65,13 +68,25 @@ def pipeline(
         if source.kind == "hub":
             source = downloaded(source)
         pipe = _folder(source, wanted) if source.kind == "folder" else _single_file(source, wanted, config)
-        if vae:
+    if vae:
+        with one_line_errors(vae):
             pipe.vae = _vae(vae, wanted, allow_pickle)
-        if loras:
-            _add_loras(pipe, loras)
+    if loras:
+        _add_loras(pipe, loras)
+    _check_whole(pipe, source.asked)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device.torch_name)
     return pipe, Loaded(source.asked, source.name, weights_hash(source), source.revision, vae, loras)
+
+
+def _check_whole(pipe: Any, asked: str) -> None:
+    """diffusers leaves a tensor that no file holds, or of another shape, empty ("meta"), and only warns."""
+    for name, part in models(pipe).items():
+        if missing := [key for key, tensor in part.named_parameters() if tensor.is_meta]:
+            raise DamagedModel(
+                f"{asked} holds no fitting weights for {missing[0]} of its {name} (and {len(missing) - 1} more): "
+                "download it again"
+            )
 
 
 @contextmanager
@@ -180,6 +195,8 @@ def _vae(asked: str, dtype: Any, allow_pickle: bool) -> Any:
     source = find(asked, allow_pickle=allow_pickle)
     if source.kind == "hub":
         return AutoencoderKL.from_pretrained(source.place, revision=source.revision, dtype=dtype, use_safetensors=True)
+    if source.kind == "file" and not any("decoder." in name for name in safetensors_header(path)):
+        raise DamagedModel(f"{asked} holds no VAE: none of its tensors is a decoder's")
     return AutoencoderKL.from_single_file(source.place, dtype=dtype)
 
 
@@ -209,6 +226,9 @@ def _add_loras(pipe: Any, loras: tuple[str, ...]) -> None:
     for i, (asked, scale) in enumerate(map(split_scale, loras)):
         path = Path(asked).expanduser()
         name = f"lora{i}"
-        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name, local_files_only=True)
+        with one_line_errors(asked):
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name, local_files_only=True)
+        if not any(name in names for names in pipe.get_list_adapters().values()):
+            raise DamagedModel(f"{asked} holds no LoRA that fits this model")
         scales[name] = scale
     pipe.set_adapters(list(scales), list(scales.values()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from safelight.errors import DoesNotApply, UnknownName
 
-DEFAULT = "checkpoint's own"
+DEFAULT = "checkpoint's own"  # in a record: a scheduler that no name of the table stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +77,16 @@ def build(sampler: Sampler, checkpoint: Mapping[str, Any], checkpoint_class: str
 
 
 def label_of(scheduler: Any) -> str:
-    """The table's name for a scheduler already in a pipeline, or its class."""
+    """The table's name for a scheduler already in a pipeline; DEFAULT if what the name builds would be another."""
+    name = type(scheduler).__name__
     for sampler in SAMPLERS:
-        same = sampler.cls == type(scheduler).__name__
-        if same and all(scheduler.config.get(k) == v for k, v in sampler.settings.items()):
-            karras = bool(scheduler.config.get("use_karras_sigmas"))
-            if karras == bool(sampler.settings.get("use_karras_sigmas")):
-                return sampler.label
-    return type(scheduler).__name__
+        if sampler.cls == name and _plain(build(sampler, scheduler.config, name).config) == _plain(scheduler.config):
+            return sampler.label
+    return DEFAULT
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 # what a sampler decides, not the checkpoint
