@@ -10,12 +10,13 @@ Importing this imports no torch; the functions do when they are called.
 
 from typing import TYPE_CHECKING, Any
 
+from safelight import config
 from safelight.config import Request
 
 if TYPE_CHECKING:
     from safelight.session import Session
 
-__version__ = "0.1.0"
+__version__ = config.VERSION
 __all__ = ["Request", "__version__", "load", "optimize"]
 
 
@@ -27,7 +28,7 @@ def load(
     device: str | None = None,
     vae: str | None = None,
     loras: tuple[str, ...] = (),
-    config: str | None = None,
+    config_folder: str | None = None,
     allow_pickle: bool = False,
     width: int | None = None,
     height: int | None = None,
@@ -38,6 +39,7 @@ def load(
     model: the bundled "firstlight", a diffusers folder, a .safetensors file, or a hub id with an optional @revision.
     optimize: optimizer names with options, "auto,vae-tiling=256"; "auto" takes what pays and keeps the picture.
     device: "cpu", "cuda", "cuda:1", "mps", ...; None is the best there is.
+    config_folder: configs and tokenizers for a single file, where there is no hub.
     loras: paths of .safetensors files, each with an optional "=weight".
     width, height, batch_size: what the plan is made for; None is the model's own size.
     Raises SafelightError's children: ModelNotFound, DamagedModel, DoesNotApply, Conflict, DidNotEngage, ...
@@ -50,7 +52,9 @@ def load(
     wish = planner.wish(optimize, without)
     found = here(device)
     dtype = planner.loading_dtype(wish, found)
-    pipe, loaded = pipeline(model, found, dtype=dtype, vae=vae, loras=loras, config=config, allow_pickle=allow_pickle)
+    pipe, loaded = pipeline(
+        model, found, dtype=dtype, vae=vae, loras=loras, config=config_folder, allow_pickle=allow_pickle
+    )
     defaults = firstlight.DEFAULTS if loaded.asked in firstlight.BUNDLED else {}
     return Session(pipe, found, wish, loaded, defaults, width, height, batch_size)
 

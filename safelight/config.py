@@ -15,6 +15,7 @@ from typing import Any
 
 from safelight.errors import UnknownName, UsageError
 
+VERSION = "0.1.0"
 MAX_SEED = 2**32 - 1
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "float": "float32"}
@@ -153,9 +154,9 @@ def _parsed(name: str, value: Any) -> Any:
         return value  # Request says what is wrong with it
 
 
-def environment(name: str) -> str | None:
-    """One variable of somebody else's (PYTORCH_ALLOC_CONF, HF_HOME, ...); None when it is not set."""
-    return os.environ.get(name)
+def environment() -> Mapping[str, str]:
+    """Other people's variables (PYTORCH_ALLOC_CONF, HF_HOME, ...), for `doctor` to look at."""
+    return os.environ
 
 
 def is_terminal() -> bool:

@@ -11,7 +11,8 @@ SafelightError                   exit 1   the run failed
 ├── SpoiledPicture               exit 1   not-a-number or all black, also with the VAE in float32
 ├── PartlyDone                   exit 3   some pictures were written, some were not
 ├── EnvironmentProblem           exit 4   a package, a device, a folder or disk space is missing
-└── OutOfMemory                  exit 6   names the part, what it needed and what would help
+├── OutOfMemory                  exit 6   names the part, what it needed and what would help
+└── Interrupted                  exit 130 Ctrl-C; says how many pictures were written
 """
 
 import difflib
@@ -70,6 +71,10 @@ class EnvironmentProblem(SafelightError):
 
 class OutOfMemory(SafelightError):
     exit_code = 6
+
+
+class Interrupted(SafelightError):
+    exit_code = 130
 
 
 def nearest(asked: str, known: Iterable[str]) -> list[str]:

@@ -9,19 +9,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from safelight.config import Request
+from safelight.config import VERSION, Request
 from safelight.errors import DidNotEngage, SafelightError
 from safelight.measure.clock import Clock, synchronizer
 from safelight.measure.memory import PeakMemory
 from safelight.optimizers.registry import OPTIMIZERS, Proof, Registry
-from safelight.optimizers.target import target_of
+from safelight.optimizers.target import denoiser, target_of
 from safelight.planner import Choice, Plan, Wish, plan
 from safelight.probe.device import Device
 from safelight.run import generate as run
 from safelight.run.generate import Checkpoint, Picture, Progress
+from safelight.sampling import schedulers
 
 if TYPE_CHECKING:
     from safelight.run.load import Loaded
+    from safelight.run.record import Record
 
 SMOKE_STEPS = 2  # one is not enough for samplers of second order
 
@@ -90,6 +92,7 @@ class Session:
     registry: Registry = field(default_factory=lambda: OPTIMIZERS)
 
     def __post_init__(self) -> None:
+        run.check_supported(self.pipe)
         self.checkpoint = Checkpoint.of(self.pipe)
         side = run.own_side_px(self.pipe)
         self.target = target_of(
@@ -164,6 +167,40 @@ class Session:
         request = prompt if isinstance(prompt, Request) else Request(prompt, **fields)
         started = self.start(request, progress)
         return started.result(tuple(started))
+
+    def record(self, request: Request, picture: Picture) -> "Record":
+        """All that makes one picture of a settled request again; `run.metadata.write` puts it into a file."""
+        import diffusers
+        import torch
+
+        from safelight.run.load import Loaded
+        from safelight.run.record import Record
+
+        loaded = self.loaded or Loaded(type(self.pipe).__name__, type(self.pipe).__name__)
+        return Record(
+            prompt=request.prompt,
+            negative=request.negative,
+            width=request.width or 0,
+            height=request.height or 0,
+            steps=request.steps or 0,
+            guidance=request.guidance,
+            seed=picture.seed,
+            sampler=request.sampler or schedulers.label_of(self.pipe.scheduler),
+            model=loaded.asked,
+            model_name=loaded.name,
+            model_hash=loaded.sha256,
+            revision=loaded.revision,
+            vae=loaded.vae,
+            lora=loaded.loras,
+            dtype=str(next(denoiser(self.pipe).parameters()).dtype).removeprefix("torch."),
+            device=self.device.kind,
+            optimizers=tuple((s.name, s.value) for s in self.status()),
+            batch_size=picture.batch_size,
+            batch_index=picture.batch_index,
+            upscale=request.upscale,
+            upscaler="realesr-animevideov3-x4" if request.upscale > 1 else None,
+            versions={"safelight": VERSION, "torch": torch.__version__, "diffusers": diffusers.__version__},
+        )
 
     def close(self) -> None:
         """Gives the pipeline back as it was. Closing twice does nothing."""

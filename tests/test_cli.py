@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+import safelight
 from safelight import cli, config
 from safelight.probe import device
 from safelight.run import metadata
@@ -133,7 +134,7 @@ def test_json_is_one_document_with_paths_seeds_seconds_bytes_and_optimizers(draw
 @pytest.mark.parametrize(
     ("out", "count", "expected"),
     [
-        (None, 1, ["safelight.png"]),
+        (None, 1, ["safelight-0000.png"]),
         ("a.jpg", 1, ["a.jpg"]),
         ("a.webp", 1, ["a.webp"]),
         ("A.PNG", 1, ["A.PNG"]),
@@ -148,6 +149,16 @@ def test_files_are_named_as_asked(draw, tmp_path, out, count, expected):
     assert ran.code == 0
     assert ran.out.splitlines() == expected
     assert files(tmp_path) == sorted(expected)
+
+
+@pytest.mark.parametrize("out", [(), ("--out", "many")], ids=["by default", "in a folder"])
+def test_a_second_run_goes_on_where_the_first_one_ended(draw, tmp_path, out):
+    first = draw("--count", 2, *out).out.splitlines()
+    kept = [Path(path).read_bytes() for path in first]
+    second = draw("--seed", 99, *out).out.splitlines()
+    assert not set(first) & set(second)
+    assert [Path(path).read_bytes() for path in first] == kept
+    assert len(files(tmp_path)) == 3
 
 
 def test_a_folder_that_is_called_like_a_picture_is_a_folder(draw, tmp_path):
@@ -169,9 +180,9 @@ def test_zero_is_a_value_and_not_a_missing_flag(draw, flag):
 def test_a_real_process_draws_with_the_bundled_model(tmp_path):
     ran = started("a red apple, 3d, on a blue background", "--steps", "2", "--seed", "1", cwd=tmp_path)
     out, err = ran.communicate(timeout=120)
-    assert (ran.returncode, out) == (0, "safelight.png\n"), err
+    assert (ran.returncode, out) == (0, "safelight-0000.png\n"), err
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]|Warning|Traceback", err), err
-    record, _ = metadata.read(tmp_path / "safelight.png")
+    record, _ = metadata.read(tmp_path / "safelight-0000.png")
     assert record.model == "firstlight"
 
 
@@ -181,7 +192,12 @@ def started(*arguments, cwd, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "safelight", "generate", *arguments],
         cwd=cwd,
-        env={**clean, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "XDG_CONFIG_HOME": str(cwd), **environment},
+        env={
+            **clean,
+            "PYTHONPATH": str(Path(safelight.__file__).parents[1]),
+            "XDG_CONFIG_HOME": str(cwd),
+            **environment,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -736,7 +752,7 @@ def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "safelight", "optimizers"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(safelight.__file__).parents[1])}
     ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
     os.close(writer)
     assert (ran.returncode, ran.stderr) == (1, "")

@@ -7,7 +7,7 @@ import torch
 
 import safelight
 from safelight.config import Request
-from safelight.errors import SafelightError
+from safelight.errors import SafelightError, UsageError
 
 
 def pixels(picture):
@@ -65,6 +65,23 @@ def test_a_closed_session_says_so_and_may_be_closed_again(unet_pipe):
     session.close()
     with pytest.raises(SafelightError, match="closed"):
         session.generate("a cat")
+
+
+def test_a_pipeline_that_draws_no_pictures_from_prompts_is_refused():
+    from diffusers import DDPMPipeline
+
+    pipe = DDPMPipeline(tiny.sd().unet, tiny.sd().scheduler)
+    with pytest.raises(UsageError, match="DDPMPipeline is not a text-to-image pipeline"):
+        safelight.optimize(pipe, "")
+
+
+def test_a_record_of_a_picture_holds_what_makes_it_again(unet_pipe):
+    with safelight.optimize(unet_pipe, "prompt-cache=3") as session:
+        started = session.start(Request("a cat", seed=3, steps=2, count=2, batch_size=2))
+        record = session.record(started.request, list(started)[1])
+    assert (record.prompt, record.seed, record.batch_index, record.batch_size) == ("a cat", 4, 1, 2)
+    assert record.optimizers == (("prompt-cache", "3"),)
+    assert record.sampler == "Euler"
 
 
 def test_load_opens_a_folder_and_plans(folder):

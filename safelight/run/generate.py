@@ -60,6 +60,16 @@ class Checkpoint:
         return cls(type(pipe.scheduler).__name__, dict(pipe.scheduler.config))
 
 
+def check_supported(pipe: Any) -> None:
+    """Raises UsageError for a pipeline that does not turn a prompt into latents of a picture, such as one for video."""
+    parts = ("vae_scale_factor", "prepare_latents", "encode_prompt", "scheduler", "vae")
+    takes = inspect.signature(pipe.__call__).parameters
+    missing = [name for name in parts if not hasattr(pipe, name)]
+    missing += [name for name in ("prompt", "width", "callback_on_step_end") if name not in takes]
+    if missing or "num_frames" in takes or not (hasattr(pipe, "unet") or hasattr(pipe, "transformer")):
+        raise UsageError(f"{type(pipe).__name__} is not a text-to-image pipeline that Safelight can run yet")
+
+
 def settle(pipe: Any, request: Request, defaults: Mapping[str, Any]) -> Request:
     """The request with nothing left open. Raises UsageError for what this model cannot do."""
     asked = inspect.signature(pipe.__call__).parameters

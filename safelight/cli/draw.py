@@ -1,109 +1,23 @@
-"""The command line: reads flags, calls the API, prints. One function per command; torch is loaded only to run.
-
-Results go to stdout (paths, or one JSON document with --json), everything else to stderr.
-"""
+"""safelight generate: flags, settings and an older picture's record become one request; pictures become files."""
 
 import json
-import os
-import re
-import signal
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import safelight
 from safelight import config
-from safelight.errors import EnvironmentProblem, PartlyDone, SafelightError, UnknownName, UsageError
+from safelight.errors import Interrupted, PartlyDone, SafelightError, UsageError
 from safelight.report.terminal import mib, progress, say
 
 if TYPE_CHECKING:
-    from safelight.run.generate import Picture
-    from safelight.run.metadata import Record
-    from safelight.session import Result, Run, Session
+    from safelight.session import Result, Session
 
-INTERRUPTED, TERMINATED = 130, 143
-
-
-class Interrupted(SafelightError):
-    exit_code = INTERRUPTED
-
-
-class Commands(click.Group):
-    """t2i is generate; an unknown command names the nearest."""
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return super().get_command(ctx, {"t2i": "generate"}.get(name, name))
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if self.get_command(ctx, args[0]) is None:
-            raise UnknownName("command", args[0], (*self.commands, "t2i"))
-        return super().resolve_command(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as error:  # click would print an empty line
-            raise Interrupted("interrupted") from error
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(safelight.__version__, prog_name="safelight")
-def app() -> None:
-    """Run diffusion models fast and in little memory, without spoiling the picture."""
-
-
-def main() -> NoReturn:
-    """Runs the command line and turns every ending into its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        code = app.main(prog_name="safelight", standalone_mode=False) or 0
-    except SafelightError as error:
-        code = _fail(str(error), error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        say(error.format_message())
-        code = 2
-    except click.UsageError as error:
-        code = _fail(_usage(error), 2)
-    except (click.Abort, KeyboardInterrupt):
-        code = _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except OSError as error:  # a name too long, a file that may not be read
-        code = _fail(f"cannot use {error.filename}: {error.strerror or error}", EnvironmentProblem.exit_code)
-    sys.exit(code)
-
-
-def _usage(error: click.UsageError) -> str:
-    """What click says, and what to do about it."""
-    command = error.ctx.command if error.ctx else app
-    path = error.ctx.command_path if error.ctx else "safelight"
-    if isinstance(error, click.NoSuchOption):
-        known = [name for option in command.params for name in option.opts if name.startswith("-")]
-        return str(UnknownName("flag", error.option_name, (*known, "--help")))
-    return f"{error.format_message()} (a prompt of several words wants quotes; {path} --help tells all)"
-
-
-def _fail(message: str, code: int) -> int:
-    say(f"safelight: {_harmless(' '.join(message.split()))}")
-    return code
-
-
-def _harmless(text: str) -> str:
-    """Control characters, which command a terminal, written out; but for the line break."""
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], text)
-
-
-def _terminate(_signal: int, _frame: Any) -> NoReturn:
-    say("safelight: terminated")
-    sys.exit(TERMINATED)
-
-
-GENERATE_FLAGS = (
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FLAGS = (
     click.option(
         "--model", help="firstlight (bundled), a diffusers folder, a .safetensors file, or a hub id[@revision]."
     ),
@@ -125,7 +39,7 @@ GENERATE_FLAGS = (
     click.option("--device", help="cpu, cuda, cuda:1, mps, ...; the best there is by default."),
     click.option("-o", "--optimize", help='"auto", or names: "dtype=bfloat16,vae-tiling=256"; none by default.'),
     click.option("--without", multiple=True, metavar="NAME", help="Never this optimizer; may be given again."),
-    click.option("--out", "-O", help="A .png, .jpg or .webp file, or a folder."),
+    click.option("--out", "-O", help="A .png, .jpg or .webp file, or a folder; safelight-0000.png and on by default."),
     click.option("--from", "source", metavar="PICTURE", help="Make this picture again; other flags change it."),
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
     click.option("--quiet", "-q", is_flag=True, help="No progress."),
@@ -133,12 +47,12 @@ GENERATE_FLAGS = (
 
 
 def _flags(command: Any) -> Any:
-    for flag in reversed(GENERATE_FLAGS):
+    for flag in reversed(FLAGS):
         command = flag(command)
     return command
 
 
-@app.command()
+@click.command()
 @click.argument("prompt", required=False)
 @_flags
 def generate(prompt: str | None, **flags: Any) -> None:
@@ -232,7 +146,7 @@ def _load_arguments(run: Mapping[str, Any], request: config.Request) -> dict[str
         "device": run.get("device"),
         "vae": run.get("vae"),
         "loras": _texts(run.get("lora")),
-        "config": run.get("config_folder"),
+        "config_folder": run.get("config_folder"),
         "allow_pickle": bool(run.get("allow_pickle")),
         "width": request.width,
         "height": request.height,
@@ -241,15 +155,27 @@ def _load_arguments(run: Mapping[str, Any], request: config.Request) -> dict[str
 
 
 def _paths(out: str | None, count: int) -> list[Path]:
-    """One path per picture: OUT itself, OUT-0001.png and on for several, or numbered files in a folder."""
-    path = Path(out or "safelight.png").expanduser()
-    if path.is_dir() or path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    """One path per picture: OUT itself, OUT-0000.png and on for several, or numbered files in a folder.
+
+    A file named by --out is written anew; in a folder, and without --out, nothing that is there is overwritten.
+    """
+    if out is None:
+        return _numbered(Path(), "safelight-", 4, count)
+    path = Path(out).expanduser()
+    if path.is_dir() or path.suffix.lower() not in SUFFIXES:
         if path.suffix and not path.is_dir():
             raise UsageError(f"--out {out}: end it in .png, .jpg or .webp, or give a folder")
-        return [path / f"{i:06d}.png" for i in range(count)]
+        return _numbered(path, "", 6, count)
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{i:04d}{path.suffix}") for i in range(count)]
+
+
+def _numbered(folder: Path, prefix: str, digits: int, count: int) -> list[Path]:
+    """PREFIX000000.png and on, beginning after the highest number that is there."""
+    taken = [path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.png")]
+    first = max((int(number) + 1 for number in taken if number.isascii() and number.isdigit()), default=0)
+    return [folder / f"{prefix}{i:0{digits}d}.png" for i in range(first, first + count)]
 
 
 def _hush() -> None:
@@ -284,7 +210,7 @@ def _draw(
             for picture in run:
                 if (path := paths.get(picture.index)) is None:
                     continue
-                metadata.write(picture.image, path, record_of(session, run, picture))
+                metadata.write(picture.image, path, session.record(run.request, picture))
                 done.append({"path": str(path), "seed": picture.seed, "vae_retried": picture.vae_retried})
         except SafelightError as error:
             if done:
@@ -293,43 +219,6 @@ def _draw(
         except KeyboardInterrupt as error:
             raise Interrupted(f"interrupted: {len(done)} of {len(paths)} pictures were written") from error
     return run.result(())
-
-
-def record_of(session: "Session", run: "Run", picture: "Picture") -> "Record":
-    """All that makes this one picture again."""
-    import diffusers
-    import torch
-
-    from safelight.optimizers.target import denoiser
-    from safelight.run.metadata import Record
-    from safelight.sampling import schedulers
-
-    request, loaded = run.request, session.loaded
-    assert loaded is not None
-    return Record(
-        prompt=request.prompt,
-        negative=request.negative,
-        width=request.width or 0,
-        height=request.height or 0,
-        steps=request.steps or 0,
-        guidance=request.guidance,
-        seed=picture.seed,
-        sampler=request.sampler or schedulers.label_of(session.pipe.scheduler),
-        model=loaded.asked,
-        model_name=loaded.name,
-        model_hash=loaded.sha256,
-        revision=loaded.revision,
-        vae=loaded.vae,
-        lora=loaded.loras,
-        dtype=str(next(denoiser(session.pipe).parameters()).dtype).removeprefix("torch."),
-        device=session.device.kind,
-        optimizers=tuple((s.name, s.value) for s in session.status()),
-        batch_size=picture.batch_size,
-        batch_index=picture.batch_index,
-        upscale=request.upscale,
-        upscaler="realesr-animevideov3-x4" if request.upscale > 1 else None,
-        versions={"safelight": safelight.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
-    )
 
 
 def _report(done: list[dict[str, Any]], result: "Result", session: "Session", *, as_json: bool) -> None:
@@ -354,46 +243,3 @@ def _report(done: list[dict[str, Any]], result: "Result", session: "Session", *,
         say(f"+ {status.name} {status.value}: {status.evidence}")
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
     say(f"{stages}; peak {mib(result.peak_bytes)}; seed {result.request.seed}")
-
-
-@app.command()
-@click.argument("picture", type=Path)
-@click.option("--json", "as_json", is_flag=True, help="The record as JSON.")
-def info(picture: Path, as_json: bool) -> None:
-    """Print what PICTURE says about how it was made."""
-    from safelight.run import metadata
-
-    record, text = metadata.read(picture)
-    if record is None and text is None:
-        raise UsageError(f"{picture} carries no generation parameters")
-    if as_json:
-        click.echo(json.dumps(asdict(record) if record else {"parameters": text}, indent=2))
-    else:
-        click.echo(_harmless(text) if text else "no A1111 parameters")
-        if record:
-            click.echo(json.dumps(asdict(record), indent=2))
-
-
-@app.command()
-@click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
-def doctor(as_json: bool) -> None:
-    """Say what is here, what is wrong with it, and how to mend it."""
-    from safelight.probe import doctor as examination
-
-    findings = examination.examine(os.environ)
-    if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        for line in examination.lines(findings):
-            click.echo(line)
-    sys.exit(examination.worst(findings))
-
-
-@app.command()
-def optimizers() -> None:
-    """List every optimizer: what it may do to the picture, and its options."""
-    from safelight.optimizers.registry import OPTIMIZERS
-
-    for known in OPTIMIZERS.values():
-        options = ", ".join(f"{option.name}={option.default}" for option in known.options)
-        click.echo(f"{known.name:18s} {known.fidelity.word:12s} {known.summary}" + (f" ({options})" if options else ""))
