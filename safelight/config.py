@@ -160,5 +160,5 @@ def environment() -> Mapping[str, str]:
 
 
 def is_terminal() -> bool:
-    """Whether progress bars make sense: stderr is a terminal and NO_COLOR or TERM=dumb do not speak against it."""
+    """Whether progress bars make sense: stderr is a terminal that can move its cursor."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -124,8 +124,8 @@ def _from_picture(path: Path) -> dict[str, Any]:
     # its whole batch, of which it alone is written: another batch size would round otherwise
     first = (record.seed - record.batch_index) % (config.MAX_SEED + 1)
     same |= {"seed": first, "count": record.batch_size, "batch_size": record.batch_size, "only": record.batch_index}
-    if record.revision and "@" not in record.model:
-        same["model"] = f"{record.model}@{record.revision}"
+    if record.revision:  # the commit itself: a branch or a tag may have moved on
+        same["model"] = f"{record.model.partition('@')[0]}@{record.revision}"
     # the last batch of a run may be a single picture, and then there is nothing to slice: asking for it would fail
     idle = ("vae-slicing",) if record.batch_size == 1 else ()
     same["optimize"] = ",".join(_written(name, value) for name, value in record.optimizers if name not in idle)

@@ -21,6 +21,7 @@ from safelight.optimizers.precision import kept_tensors
 from safelight.optimizers.registry import swapped
 from safelight.optimizers.target import denoiser
 from safelight.probe.device import Device
+from safelight.run import shortage
 from safelight.sampling import schedulers, upscalers
 
 if TYPE_CHECKING:
@@ -321,28 +322,12 @@ REMEDIES = {
 
 @contextmanager
 def _out_of_memory_explained(clock: Clock, device: Device, request: Request) -> Iterator[None]:
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        stage = clock.stage
-        first = str(error).partition("\n")[0]
-        short = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in first
-        if not short:
+    except (MemoryError, RuntimeError) as error:
+        if (wanted := shortage.wanted(error)) is None:
             raise
         raise OutOfMemory(
-            f"{stage} of {request.batch_size} picture(s) of {request.width}x{request.height} ran out of memory on "
-            f"{device.name}: {_wanted(first)}; try {REMEDIES.get(stage, 'a smaller picture')}"
+            f"{clock.stage} of {request.batch_size} picture(s) of {request.width}x{request.height} ran out of memory "
+            f"on {device.name}: {wanted}; try {REMEDIES.get(clock.stage, 'a smaller picture')}"
         ) from error
-
-
-def _wanted(message: str) -> str:
-    """What the allocator says it was asked for, in GiB where it says it in bytes."""
-    import re
-
-    if match := re.search(r"allocate (\d+) bytes", message):
-        return f"it asked for {int(match[1]) / 2**30:.2f} GiB more"
-    if match := re.search(r"Tried to allocate ([\d.]+ \w+)", message):
-        return f"it asked for {match[1]} more"
-    return message[:200] or "no size given"

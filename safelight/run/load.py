@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safelight.errors import DamagedModel, EnvironmentProblem, ModelNotFound, UsageError
+from safelight.errors import DamagedModel, EnvironmentProblem, ModelNotFound, OutOfMemory, UsageError
 from safelight.optimizers.target import models
 from safelight.probe import packages
 from safelight.probe.device import Device
 from safelight.probe.model import Source, check_folder, find, model_index, safetensors_header, weights_hash
+from safelight.run import shortage
 
 # diffusers' name of a single file's kind, by its beginning -> the pipeline that runs it
 SINGLE_FILES = {
@@ -75,7 +76,8 @@ def pipeline(
         _add_loras(pipe, loras)
     _check_whole(pipe, source.asked)
     pipe.set_progress_bar_config(disable=True)
-    pipe.to(device.torch_name)
+    with one_line_errors(source.asked):
+        pipe.to(device.torch_name)
     return pipe, Loaded(source.asked, source.name, weights_hash(source), source.revision, vae, loras)
 
 
@@ -91,12 +93,17 @@ def _check_whole(pipe: Any, asked: str) -> None:
 
 @contextmanager
 def one_line_errors(asked: str) -> Iterator[None]:
-    """Whatever the libraries raise for a model that cannot be read becomes one line."""
+    """Whatever the libraries raise for a model that cannot be read, or that memory does not hold, becomes one line."""
     from safetensors import SafetensorError
 
+    known = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, MemoryError, SafetensorError)
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+    except known as error:
+        if (wanted := shortage.wanted(error)) is not None:
+            raise OutOfMemory(
+                f"loading {asked} ran out of memory: {wanted}; try -o dtype or a smaller model"
+            ) from error
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise DamagedModel(f"{asked} cannot be loaded: {first[:300]}") from error
 

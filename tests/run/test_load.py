@@ -15,7 +15,7 @@ from hub import FakeHub
 from safetensors.torch import save_file
 
 import safelight
-from safelight.errors import DamagedModel, EnvironmentProblem, ModelNotFound, UsageError
+from safelight.errors import DamagedModel, EnvironmentProblem, ModelNotFound, OutOfMemory, UsageError
 from safelight.run.load import pipeline, split_scale
 
 REPO = "someone/tiny-sd"
@@ -93,6 +93,16 @@ def test_a_file_that_holds_no_denoiser_is_named(tmp_path):
         pipeline(str(tmp_path / "lora.safetensors"), tiny.cpu())
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't allocate memory: you tried to allocate 9 bytes"), MemoryError()])
+def test_memory_that_does_not_hold_the_model_is_one_line(folder, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.to", full)
+    with pytest.raises(OutOfMemory, match=r"loading .* ran out of memory"):
+        pipeline(str(folder), tiny.cpu())
+
+
 def test_weights_that_do_not_fit_their_config_are_one_line(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     save_file({"conv_in.weight": torch.zeros(1)}, next((copy / "unet").glob("*.safetensors")))
@@ -160,7 +170,11 @@ def test_a_hub_id_with_a_revision_is_downloaded_and_recorded_by_its_commit(hub, 
     from safelight.run.metadata import read
 
     record, _ = read(tmp_path / "cat.png")
-    assert (record.model, record.revision) == (f"{REPO}@v1", hub.find(REPO, "v1").commit)
+    commit = hub.find(REPO, "v1").commit
+    assert (record.model, record.revision) == (f"{REPO}@v1", commit)
+    from safelight.cli.draw import _from_picture
+
+    assert _from_picture(tmp_path / "cat.png")["model"] == f"{REPO}@{commit}"
 
 
 @pytest.mark.parametrize(
