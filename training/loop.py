@@ -6,6 +6,7 @@ cores"), and the end of the cosine is reached whatever the machine's speed.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,11 +60,60 @@ class Average:
             p.copy_(self.weights[name])
 
 
-def save(path: Path, **state: object) -> None:
-    """Whole or not at all."""
-    torch.save(state, partial := path.with_suffix(".partial"))
-    partial.replace(path)
+@dataclass
+class Training:
+    """Everything that a checkpoint holds. `run` goes on from one until the budget is spent."""
+
+    path: Path
+    model: nn.Module
+    peak_learning_rate: float
+    clock: Clock
+    average: Average
+    optimizer: torch.optim.Optimizer
+    checkpoint_steps: int = 250
+    report_steps: int = 50
+    steps: int = 0
+
+    def run(self, loss: Callable[[], tuple[torch.Tensor, str]]) -> None:
+        """loss: draws a batch and gives what to minimise, and a word for the log."""
+        self._resume()
+        while (progress := self.clock.tick()) < 1:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.peak_learning_rate, progress)
+            total, word = loss()
+            self.optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.steps += 1
+            self.average.update(self.model, self.steps)
+            if self.steps % self.report_steps == 0:
+                seconds = self.clock.spent_seconds
+                print(f"{seconds:6.0f} s  step {self.steps}  loss {total.item():.4f}  {word}", flush=True)
+            if self.steps % self.checkpoint_steps == 0:
+                self._save()
+        self._save()
+
+    def _save(self) -> None:
+        """Whole or not at all."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.weights,
+            "seconds": self.clock.spent_seconds,
+            "step": self.steps,
+        }
+        torch.save(state, partial := self.path.with_suffix(".partial"))
+        partial.replace(self.path)
+
+    def _resume(self) -> None:
+        if (state := load(self.path)) is None:
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.weights, self.clock.spent_seconds, self.steps = state["average"], state["seconds"], state["step"]
 
 
 def load(path: Path) -> dict | None:
+    """A checkpoint's state; None where there is none yet."""
     return torch.load(path, weights_only=True) if path.exists() else None

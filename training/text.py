@@ -5,6 +5,7 @@ prompt can be read.
 """
 
 import json
+from pathlib import Path
 
 import data
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -13,6 +14,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 MAX_TOKENS = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def tokenizer_in(folder: Path) -> CLIPTokenizer:
+    """The one that is there, so that a training that goes on keeps its ids; or a new one, saved there."""
+    if not folder.exists():
+        build_tokenizer().save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def build_tokenizer() -> CLIPTokenizer:

@@ -23,7 +23,6 @@ MIN_SNR = 5.0
 EMPTY_CAPTION = 0.1
 CANONICAL_CAPTION = 0.7
 CENTRED = 0.4
-CHECKPOINT_STEPS = 250
 
 
 def build() -> UNet2DConditionModel:
@@ -110,45 +109,25 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     args = parser.parse_args()
     torch.manual_seed(0)
-    tokenizer = text.build_tokenizer()
-    tokenizer.save_pretrained(args.work / "tokenizer")
+    tokenizer = text.tokenizer_in(args.work / "tokenizer")
     models = nn.ModuleDict({"text_encoder": text.build_encoder(tokenizer), "unet": build()})
     examples = Examples.load(args.work / "latents.npz", tokenizer)
     noise = noise_schedule()
-    optimizer = torch.optim.AdamW(models.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.99))
-    average, clock, step = loop.Average(models, 0.998), loop.Clock(args.minutes * 60), 0
-    if state := loop.load(args.work / "unet.pt"):
-        models.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.weights, clock.spent_seconds, step = state["average"], state["seconds"], state["step"]
-    running = 1.0
-    while (progress := clock.tick()) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = loop.learning_rate(PEAK_LEARNING_RATE, progress)
+    running = [1.0]
+
+    def step() -> tuple[torch.Tensor, str]:
         total = loss(models, noise, *examples.batch(args.batch_size))
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        average.update(models, step)
-        running += 0.02 * (total.item() - running)
-        if step % 50 == 0:
-            print(f"{clock.spent_seconds:6.0f} s  step {step}  loss {running:.4f}", flush=True)
-        if step % CHECKPOINT_STEPS == 0:
-            checkpoint(args.work, models, optimizer, average, clock, step)
-    checkpoint(args.work, models, optimizer, average, clock, step)
+        running[0] += 0.02 * (total.item() - running[0])
+        return total, f"average {running[0]:.4f}"
 
-
-def checkpoint(work: Path, models: nn.ModuleDict, optimizer, average, clock, step: int) -> None:
-    loop.save(
-        work / "unet.pt",
-        model=models.state_dict(),
-        optimizer=optimizer.state_dict(),
-        average=average.weights,
-        seconds=clock.spent_seconds,
-        step=step,
-    )
+    loop.Training(
+        args.work / "unet.pt",
+        models,
+        PEAK_LEARNING_RATE,
+        loop.Clock(args.minutes * 60),
+        loop.Average(models, 0.998),
+        torch.optim.AdamW(models.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.99)),
+    ).run(step)
 
 
 if __name__ == "__main__":

@@ -80,40 +80,23 @@ def main() -> None:
     vae = build()
     lpips = Lpips.load(Path(__file__).parent / "weights")
     pictures = Pictures(data.load_sprites(args.work / "sprites.npz"), np.random.default_rng())
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=0.01)
-    average, clock, step = loop.Average(vae), loop.Clock(args.minutes * 60), 0
-    if state := loop.load(args.work / "vae.pt"):
-        vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.weights, clock.spent_seconds, step = state["average"], state["seconds"], state["step"]
-    while (progress := clock.tick()) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = loop.learning_rate(PEAK_LEARNING_RATE, progress)
+
+    def step() -> tuple[torch.Tensor, str]:
         total, psnr = loss(vae, lpips, pictures.batch(args.batch_size))
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        average.update(vae, step)
-        if step % 50 == 0:
-            print(f"{clock.spent_seconds:6.0f} s  step {step}  loss {total.item():.4f}  {psnr:.2f} dB", flush=True)
-        if step % 500 == 0 or clock.progress == 1:
-            checkpoint(args.work, vae, optimizer, average, clock, step)
-    checkpoint(args.work, vae, optimizer, average, clock, step)
+        return total, f"{psnr:.2f} dB"
+
+    average = loop.Average(vae)
+    loop.Training(
+        args.work / "vae.pt",
+        vae,
+        PEAK_LEARNING_RATE,
+        loop.Clock(args.minutes * 60),
+        average,
+        torch.optim.AdamW(vae.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=0.01),
+        checkpoint_steps=500,
+    ).run(step)
     average.copy_to(vae)
     vae.save_pretrained(args.work / "vae")
-
-
-def checkpoint(work: Path, vae: AutoencoderKL, optimizer: torch.optim.Optimizer, average, clock, step: int) -> None:
-    loop.save(
-        work / "vae.pt",
-        model=vae.state_dict(),
-        optimizer=optimizer.state_dict(),
-        average=average.weights,
-        seconds=clock.spent_seconds,
-        step=step,
-    )
 
 
 if __name__ == "__main__":
