@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import data
+import loop
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
@@ -137,10 +138,10 @@ def draw(pipe: StableDiffusionPipeline, scenes: list[data.Scene], *, steps: int,
 @torch.inference_mode()
 def reconstructed(pipe: StableDiffusionPipeline, pictures: np.ndarray) -> np.ndarray:
     """Through the VAE and back, uint8 [n, 64, 64, 3] both."""
-    x = _signed(pictures)
+    x = _signed(pictures).to(pipe.vae.device)
     back = [pipe.vae.decode(pipe.vae.encode(x[i : i + 32]).latent_dist.mode()).sample for i in range(0, len(x), 32)]
     eight_bit = ((torch.cat(back).clamp(-1, 1) + 1) * 127.5).round().byte()
-    return eight_bit.permute(0, 2, 3, 1).contiguous().numpy()
+    return eight_bit.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     args = parser.parse_args()
     sprites = data.load_sprites(args.work / "sprites.npz")
-    pipe = StableDiffusionPipeline.from_pretrained(args.model, dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(args.model, dtype=torch.float32).to(loop.device())
     pipe.set_progress_bar_config(disable=True)
     scenes = held_out(args.count)
     true = np.stack([data.compose(sprites, s) for s in scenes])

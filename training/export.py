@@ -22,7 +22,7 @@ def assemble(work: Path) -> StableDiffusionPipeline:
     models = nn.ModuleDict({"text_encoder": text.build_encoder(tokenizer), "unet": unet.build()})
     state = loop.load(work / "unet.pt")
     assert state, f"{work} holds no unet.pt: train first"
-    models.load_state_dict({**models.state_dict(), **state["average"]})
+    models.load_state_dict({**models.state_dict(), **{name: w.cpu() for name, w in state["average"].items()}})
     vae = AutoencoderKL.from_pretrained(work / "vae")
     vae.register_to_config(scaling_factor=float(np.load(work / "latents.npz")["scaling_factor"]))
     noise = unet.noise_schedule().config

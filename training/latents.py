@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import data
+import loop
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -15,16 +16,16 @@ from diffusers import AutoencoderKL
 @torch.inference_mode()
 def encode(vae: AutoencoderKL, pictures: np.ndarray) -> np.ndarray:
     """uint8 [n, 64, 64, 3] -> float32 [n, 6, 16, 16], not scaled."""
-    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-    with torch.autocast("cpu", torch.bfloat16):
-        return vae.encode(x).latent_dist.mode().float().numpy()
+    x = torch.from_numpy(pictures).to(vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        return vae.encode(x).latent_dist.mode().float().cpu().numpy()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/firstlight"))
     work = parser.parse_args().work
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval().to(loop.device())
     sprites = data.load_sprites(work / "sprites.npz")
     scenes = [
         data.Scene(s.thing, s.style, s.background, position)

@@ -35,6 +35,11 @@ class Clock:
         return min(1.0, self.spent_seconds / self.budget_seconds)
 
 
+def device() -> torch.device:
+    """A CUDA card if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def learning_rate(peak: float, progress: float) -> float:
     """Linear warm-up over 2 % of the budget, then a cosine to 1 % of the peak."""
     warm = min(1.0, progress / WARM_UP + 0.01)
@@ -116,4 +121,4 @@ class Training:
 
 def load(path: Path) -> dict | None:
     """A checkpoint's state; None where there is none yet."""
-    return torch.load(path, weights_only=True) if path.exists() else None
+    return torch.load(path, weights_only=True, map_location=device()) if path.exists() else None

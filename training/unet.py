@@ -90,13 +90,15 @@ class Examples:
 
 def loss(models: nn.ModuleDict, noise: DDPMScheduler, latents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     # one time step from each of `batch` equal slices: the loss is less noisy than with independent draws
-    steps = ((torch.arange(len(latents)) + torch.rand(len(latents))) * (1000 / len(latents))).long()
+    place = latents.device
+    slices = torch.arange(len(latents), device=place) + torch.rand(len(latents), device=place)
+    steps = (slices * (1000 / len(latents))).long()
     epsilon = torch.randn_like(latents)
     noisy = noise.add_noise(latents, epsilon, steps)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(place.type, torch.bfloat16):
         context = models["text_encoder"](tokens).last_hidden_state
         predicted = models["unet"](noisy, steps, context).sample
-    alphas = noise.alphas_cumprod[steps]
+    alphas = noise.alphas_cumprod.to(place)[steps]
     snr = alphas / (1 - alphas)
     per_picture = (predicted.float() - epsilon).pow(2).mean((1, 2, 3))
     return (per_picture * snr.clamp(max=MIN_SNR) / snr).mean()
@@ -110,13 +112,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     tokenizer = text.tokenizer_in(args.work / "tokenizer")
-    models = nn.ModuleDict({"text_encoder": text.build_encoder(tokenizer), "unet": build()})
+    models = nn.ModuleDict({"text_encoder": text.build_encoder(tokenizer), "unet": build()}).to(loop.device())
     examples = Examples.load(args.work / "latents.npz", tokenizer)
     noise = noise_schedule()
     running = [1.0]
 
     def step() -> tuple[torch.Tensor, str]:
-        total = loss(models, noise, *examples.batch(args.batch_size))
+        latents, tokens = examples.batch(args.batch_size)
+        total = loss(models, noise, latents.to(loop.device()), tokens.to(loop.device()))
         running[0] += 0.02 * (total.item() - running[0])
         return total, f"average {running[0]:.4f}"
 

@@ -58,13 +58,13 @@ class Pictures:
 
 def loss(vae: AutoencoderKL, lpips: Lpips, pictures: torch.Tensor) -> tuple[torch.Tensor, float]:
     """(what to minimise, PSNR in dB of the batch)."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(pictures.device.type, torch.bfloat16):
         posterior = vae.encode(pictures).latent_dist
         decoded = vae.decode(posterior.sample()).sample
     decoded = decoded.float()
     squared = F.mse_loss(decoded, pictures)
     kl = posterior.kl().mean() * KL_WEIGHT
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(pictures.device.type, torch.bfloat16):
         perceptual = lpips(decoded, pictures).mean()
     total = F.l1_loss(decoded, pictures) + squared + LPIPS_WEIGHT * perceptual.float() + kl
     return total, float(-10 * torch.log10(squared.detach() / 4))
@@ -77,12 +77,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
     torch.manual_seed(0)
-    vae = build()
-    lpips = Lpips.load(Path(__file__).parent / "weights")
+    vae = build().to(loop.device())
+    lpips = Lpips.load(Path(__file__).parent / "weights").to(loop.device())
     pictures = Pictures(data.load_sprites(args.work / "sprites.npz"), np.random.default_rng())
 
     def step() -> tuple[torch.Tensor, str]:
-        total, psnr = loss(vae, lpips, pictures.batch(args.batch_size))
+        total, psnr = loss(vae, lpips, pictures.batch(args.batch_size).to(loop.device()))
         return total, f"{psnr:.2f} dB"
 
     average = loop.Average(vae)
