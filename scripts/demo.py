@@ -21,14 +21,15 @@ PROMPTS = (
     "an owl, 3d, on a yellow background",
 )
 RUNS = {"plain": "none", "planned": "auto"}
-SEED = 7
-REPEATS = 3
+SEED = 1
+COUNT, BATCH_SIZE = 8, 4
 
 
 def draw(prompt: str, folder: Path, optimize: str) -> dict:
-    """One process, REPEATS pictures of one prompt, of which the first pays for warming up."""
+    """One process, COUNT pictures of one prompt; the first batch pays for warming up."""
     command = [sys.executable, "-m", "safelight", "generate", prompt, "--out", str(folder), "--upscale", "4"]
-    command += ["--seed", str(SEED), "--count", str(REPEATS), "--optimize", optimize, "--json"]
+    command += ["--seed", str(SEED), "--count", str(COUNT), "--batch-size", str(BATCH_SIZE)]
+    command += ["--optimize", optimize, "--json"]
     finished = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if finished.returncode:
         sys.exit(finished.returncode)

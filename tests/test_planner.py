@@ -35,9 +35,9 @@ def test_plain_is_the_default_and_every_optimizer_left_has_a_reason(small):
 
 
 def test_auto_takes_what_pays_and_keeps_the_picture(small):
-    assert taken(made(small, "auto")) == ["dtype"]
-    assert taken(made(small, "auto", batch_size=4)) == ["dtype", "vae-slicing"]
-    assert taken(made(small, "auto", OLD_CPU)) == []
+    assert taken(made(small, "auto")) == ["dtype", "channels-last"]
+    assert taken(made(small, "auto", batch_size=4)) == ["dtype", "channels-last", "vae-slicing"]
+    assert taken(made(small, "auto", OLD_CPU)) == ["channels-last"]
 
 
 def test_auto_never_takes_what_may_change_the_picture(small):
@@ -48,11 +48,11 @@ def test_auto_never_takes_what_may_change_the_picture(small):
 def test_the_plan_reads_as_reasons(small):
     assert made(small, "auto,vae-tiling=16", width=128, height=128).lines() == [
         "+ dtype=auto               predicted to take 66% of the seconds",
+        "+ channels-last            predicted to take 90% of the seconds",
         "+ vae-tiling=16,overlap=0.25 asked for",
         "  attention-backend        no gain expected here",
         "  prompt-cache             no gain expected here",
         "  vae-slicing              one picture at a time: there is nothing to slice",
-        "  channels-last            no gain expected here",
     ]
 
 
@@ -62,7 +62,7 @@ def test_choices_stand_in_the_order_of_application(small):
 
 
 def test_without_keeps_an_optimizer_out(small):
-    assert taken(made(small, "auto", without=["dtype"])) == []
+    assert taken(made(small, "auto", without=["dtype"])) == ["channels-last"]
 
 
 @pytest.mark.parametrize(

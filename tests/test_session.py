@@ -86,7 +86,7 @@ def test_a_record_of_a_picture_holds_what_makes_it_again(unet_pipe):
 
 def test_load_opens_a_folder_and_plans(folder):
     with safelight.load(str(folder), optimize="auto", device="cpu") as session:
-        expected = ["dtype"] if "bfloat16" in tiny.cpu().fast_dtypes else []
+        expected = [*(["dtype"] if "bfloat16" in tiny.cpu().fast_dtypes else []), "channels-last"]
         assert [status.name for status in session.status()] == expected
         assert session.plan.left["prompt-cache"] == "no gain expected here"
 
