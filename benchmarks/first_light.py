@@ -96,13 +96,17 @@ def markdown(rows: list[dict], command: str) -> str:
         "",
     ]
     lines += [
-        "| case | plan | seconds per picture | x plain | peak of the process | PSNR against plain |",
+        "| case | plan | seconds per picture (least to most) | x plain | peak of the process | PSNR against plain |",
         "|---|---|---|---|---|---|",
     ]
     for r in rows:
         peak = "not measured" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:.0f} MiB"
+        spread = f"{min(r['samples']):.3f} to {max(r['samples']):.3f}"
         far = "-" if r["psnr_db"] is None else "equal" if r["psnr_db"] == float("inf") else f"{r['psnr_db']:.1f} dB"
-        lines.append(f"| {r['case']} | {r['plan']} | {r['seconds']:.3f} | {r['speed']:.2f} | {peak} | {far} |")
+        lines.append(
+            f"| {r['case']} | {r['plan']} | {r['seconds']:.3f} ({spread}) | {r['speed']:.2f} | {peak} | {far} |"
+        )
+    lines += ["", "Medians of whole processes; where the spreads of two rows overlap, their order is chance."]
     return "\n".join(lines) + "\n"
 
 

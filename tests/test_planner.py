@@ -47,8 +47,8 @@ def test_auto_never_takes_what_may_change_the_picture(small):
 
 def test_the_plan_reads_as_reasons(small):
     assert made(small, "auto,vae-tiling=16", width=128, height=128).lines() == [
-        "+ dtype=auto               predicted to take 66% of the seconds",
-        "+ channels-last            predicted to take 90% of the seconds",
+        "+ dtype=auto               predicted to take 60% of the seconds",
+        "+ channels-last            predicted to take 85% of the seconds",
         "+ vae-tiling=16,overlap=0.25 asked for",
         "  attention-backend        no gain expected here",
         "  prompt-cache             no gain expected here",

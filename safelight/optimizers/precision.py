@@ -12,8 +12,8 @@ from safelight.probe.device import Device
 from safelight.simulate.cost import Cost
 
 # firstlight at 256 px, 20 steps, 2 cores with avx512_bf16: benchmarks/first-light_cpu_2026-11-21.md
-BF16_ON_CPU = 0.66
-CHANNELS_LAST_ON_CPU = 0.9  # the same; 0.93 in batches at 64 px, 0.98 one by one
+BF16_ON_CPU = 0.6
+CHANNELS_LAST_ON_CPU = 0.85  # the same; 0.88 in batches at 64 px, 0.97 one by one
 
 
 def chosen_dtype(device: Device, value: str) -> str:
