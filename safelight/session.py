@@ -19,7 +19,7 @@ from safelight.planner import Choice, Plan, Wish, plan
 from safelight.probe.device import Device
 from safelight.run import generate as run
 from safelight.run.generate import Checkpoint, Picture, Progress
-from safelight.sampling import schedulers
+from safelight.sampling import schedulers, upscalers
 
 if TYPE_CHECKING:
     from safelight.run.load import Loaded
@@ -198,7 +198,7 @@ class Session:
             batch_size=picture.batch_size,
             batch_index=picture.batch_index,
             upscale=request.upscale,
-            upscaler="realesr-animevideov3-x4" if request.upscale > 1 else None,
+            upscaler=upscalers.NAMES.get(request.upscale),
             versions={"safelight": VERSION, "torch": torch.__version__, "diffusers": diffusers.__version__},
         )
 

@@ -195,10 +195,9 @@ def _vae(asked: str, dtype: Any, allow_pickle: bool) -> Any:
     from diffusers import AutoencoderKL
 
     path = Path(asked).expanduser()
-    if path.is_dir() and (path / "config.json").is_file():
-        return AutoencoderKL.from_pretrained(path, dtype=dtype, use_safetensors=True, local_files_only=True)
-    if path.is_dir() and (path / "vae" / "config.json").is_file():
-        return AutoencoderKL.from_pretrained(path / "vae", dtype=dtype, use_safetensors=True, local_files_only=True)
+    for folder in (path, path / "vae"):
+        if (folder / "config.json").is_file():
+            return AutoencoderKL.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     source = find(asked, allow_pickle=allow_pickle)
     if source.kind == "hub":
         return AutoencoderKL.from_pretrained(source.place, revision=source.revision, dtype=dtype, use_safetensors=True)
