@@ -52,9 +52,7 @@ def load(
     wish = planner.wish(optimize, without)
     found = here(device)
     dtype = planner.loading_dtype(wish, found)
-    pipe, loaded = pipeline(
-        model, found, dtype=dtype, vae=vae, loras=loras, config=config_folder, allow_pickle=allow_pickle
-    )
+    pipe, loaded = pipeline(model, dtype=dtype, vae=vae, loras=loras, config=config_folder, allow_pickle=allow_pickle)
     defaults = firstlight.DEFAULTS if loaded.asked in firstlight.BUNDLED else {}
     return Session(pipe, found, wish, loaded, defaults, width, height, batch_size)
 

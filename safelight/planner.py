@@ -155,6 +155,8 @@ def _worth(
         return reason, None
     if known.fidelity > Fidelity.ROUNDING:
         return f"may change the picture ({known.fidelity.word}): ask for it by name", None
+    if known.price:
+        return f"{known.price}: ask for it by name", None
     if known.slot and any(known.slot == choice.optimizer.slot for choice in choices):
         return f"the slot {known.slot} is taken", None
     after = known.predict(cost, target, **options)

@@ -7,30 +7,30 @@ with safelight.load("firstlight", optimize="auto") as session:
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from safelight.config import VERSION, Request
 from safelight.errors import DidNotEngage, SafelightError
 from safelight.measure.clock import Clock, synchronizer
 from safelight.measure.memory import PeakMemory
-from safelight.optimizers.registry import OPTIMIZERS, Proof, Registry
+from safelight.optimizers.registry import OPTIMIZERS, Proof, Registry, Stage
 from safelight.optimizers.target import denoiser, target_of
 from safelight.planner import Choice, Plan, Wish, plan
 from safelight.probe.device import Device
 from safelight.run import generate as run
 from safelight.run.generate import Checkpoint, Picture, Progress
+from safelight.run.load import one_line_errors
 from safelight.sampling import schedulers, upscalers
 
 if TYPE_CHECKING:
     from safelight.run.load import Loaded
     from safelight.run.record import Record
 
-SMOKE_STEPS = 2  # one is not enough for samplers of second order
-
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One optimizer of the plan. evidence: what was seen in the smoke run."""
+    """One optimizer of the plan. evidence: what was seen in the latest run, or else in the smoke run."""
 
     name: str
     value: str
@@ -94,6 +94,7 @@ class Session:
     def __post_init__(self) -> None:
         run.check_supported(self.pipe)
         self.checkpoint = Checkpoint.of(self.pipe)
+        self._turn = Lock()
         side = run.own_side_px(self.pipe)
         self.target = target_of(
             self.pipe,
@@ -101,43 +102,47 @@ class Session:
             width=self.width or side,
             height=self.height or side,
             batch_size=self.batch_size,
+            disposable=self.loaded is not None,
         )
         self._plan = plan(self.target, self.wish, self.registry)
-        self._status: tuple[Status, ...] = ()
+        self._proofs: tuple[Proof, ...] = ()
+        self._smoke_evidence: tuple[str, ...] = ()
+        if not any(choice.optimizer.stage is Stage.PLACEMENT for choice in self._plan.choices):
+            # an optimizer that places the weights wants them on the CPU: whole on the card they may not fit at all
+            with one_line_errors(self.loaded.asked if self.loaded else type(self.pipe).__name__):
+                self.pipe.to(self.device.torch_name)
         with ExitStack() as stack:
-            proofs = [self._apply(stack, choice) for choice in self._plan.choices]
-            if proofs:
-                self._status = self._prove(proofs)
+            self._proofs = tuple(self._apply(stack, choice) for choice in self._plan.choices)
+            if self._proofs:
+                self._smoke_evidence = self._prove()
             self._undo: ExitStack | None = stack.pop_all()
 
     def _apply(self, stack: ExitStack, choice: Choice) -> Proof:
         return choice.optimizer.enter(stack, self.pipe, self.target, choice.options)
 
-    def _prove(self, proofs: list[Proof]) -> tuple[Status, ...]:
+    def _prove(self) -> tuple[str, ...]:
         """Draws a short run at the real size, and asks each proof what it saw."""
         request = Request(
             "a smoke run",
             width=self.target.width,
             height=self.target.height,
-            steps=SMOKE_STEPS,
+            steps=max(proof.steps for proof in self._proofs),
             seed=0,
             count=self.batch_size,
             batch_size=self.batch_size,
         )
         request = run.settle(self.pipe, request, self.defaults)
-        for _ in range(max(proof.runs for proof in proofs)):
-            self._smoke(request)
-        found = tuple(
-            Status(c.optimizer.name, c.value, c.requested, bool(said), said, c.optimizer.fidelity.word)
-            for c, said in zip(self._plan.choices, [proof.evidence() for proof in proofs], strict=True)
-        )
-        if idle := [status.name for status in found if not status.engaged]:
+        for _ in range(max(proof.runs for proof in self._proofs)):
+            for _picture in run.pictures(self.pipe, request, self.device, self.checkpoint, begin=self._begin):
+                pass
+        found = tuple(proof.evidence() for proof in self._proofs)
+        if idle := [c.optimizer.name for c, said in zip(self._plan.choices, found, strict=True) if not said]:
             raise DidNotEngage(f"{' and '.join(idle)} was applied but shows no effect: leave it out with --without")
         return found
 
-    def _smoke(self, request: Request) -> None:
-        for _ in run.pictures(self.pipe, request, self.device, self.checkpoint):
-            pass
+    def _begin(self, pipe: Any) -> None:
+        for proof in self._proofs:
+            proof.begin(pipe)
 
     @property
     def plan(self) -> Plan:
@@ -145,7 +150,14 @@ class Session:
 
     def status(self) -> tuple[Status, ...]:
         """What was requested, what engaged, and the evidence, in the order of application."""
-        return self._status
+        return tuple(
+            Status(c.optimizer.name, c.value, c.requested, bool(said), said, c.optimizer.fidelity.word)
+            for c, said in zip(self._plan.choices, self._evidence(), strict=True)
+        )
+
+    def _evidence(self) -> list[str]:
+        """Of the latest run where there is some: a request without guidance has no guidance to cut off."""
+        return [proof.evidence() or said for proof, said in zip(self._proofs, self._smoke_evidence, strict=True)]
 
     def settle(self, request: Request) -> Request:
         """The request as it will be run: the model's defaults filled in, the seed drawn. Raises UsageError."""
@@ -157,7 +169,16 @@ class Session:
             raise SafelightError("this session is closed: load the model again")
         settled = self.settle(request)
         clock, memory = Clock(synchronizer(self.device.kind)), PeakMemory(self.device.kind)
-        drawn = run.pictures(self.pipe, settled, self.device, self.checkpoint, clock=clock, progress=progress)
+        drawn = run.pictures(
+            self.pipe,
+            settled,
+            self.device,
+            self.checkpoint,
+            clock=clock,
+            progress=progress,
+            begin=self._begin,
+            turn=self._turn,
+        )
         return Run(settled, drawn, clock, memory)
 
     def generate(

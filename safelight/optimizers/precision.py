@@ -40,7 +40,7 @@ def _dtype_predict(cost: Cost, target: Target, value: str) -> Cost:
 
 
 @optimizer(
-    stage=Stage.WEIGHTS,
+    stage=Stage.PRECISION,
     slot="dtype",
     fidelity=Fidelity.ROUNDING,
     source="https://huggingface.co/docs/diffusers/optimization/fp16#data-type",
@@ -85,7 +85,7 @@ def _channels_last_predict(cost: Cost, target: Target) -> Cost:
 
 
 @optimizer(
-    stage=Stage.WEIGHTS,
+    stage=Stage.LAYOUT,
     fidelity=Fidelity.ROUNDING,
     source="https://docs.pytorch.org/tutorials/intermediate/memory_format_tutorial.html",
     fits=_channels_last_fits,

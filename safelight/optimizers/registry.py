@@ -23,10 +23,17 @@ from safelight.simulate.cost import Cost
 class Stage(IntEnum):
     """Order of application; what comes later sees, and may freeze, what came before."""
 
-    WEIGHTS = 1  # dtype, memory format
-    ATTENTION = 2
-    CACHE = 3
-    DECODE = 4
+    PROCESS = 1  # settings of the whole process: allocator, TF32
+    PRECISION = 2  # the number format of each part; before any hook
+    PROJECTIONS = 3  # fused weights
+    LAYOUT = 4  # memory format
+    STORAGE = 5  # weights stored smaller than they are computed with
+    ATTENTION = 6  # kernels, slices, merged tokens
+    CACHE = 7
+    GUIDANCE = 8
+    DECODE = 9
+    COMPILE = 10  # freezes what came before
+    PLACEMENT = 11  # what lies where; moves the weights as they now are
 
 
 class Fidelity(IntEnum):
@@ -46,11 +53,16 @@ class Proof:
     """What shows, after a smoke run, that an optimizer did something.
 
     evidence: says what was seen, or "" if nothing was. It must not be able to speak up when the optimizer did not act.
-    runs: smoke runs it takes to show (a cache shows in the second).
+    runs: smoke runs it takes to show (a prompt cache shows in the second).
+    steps: denoising steps of a smoke run that it takes to show (a step cache skips none of the first).
+    begin: is called with the pipeline object of a request right before each run of it: forget the last run, which an
+    exception may have ended half way, and count anew.
     """
 
     evidence: Callable[[], str]
     runs: int = 1
+    steps: int = 2
+    begin: Callable[[Any], None] = lambda pipe: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +101,7 @@ class Optimizer:
     fits: Callable[..., str | None]  # (target, **options) -> None, or why not
     predict: Callable[..., Cost]  # (cost, target, **options) -> cost
     slot: str | None = None
+    price: str | None = None  # what it costs once ("compiles for about a minute"): then only a name takes it
     options: tuple[Option, ...] = field(default=())
 
     def enter(self, stack: ExitStack, pipe: Any, target: Target, options: Mapping[str, Any]) -> Proof:
@@ -120,6 +133,7 @@ class Registry(dict[str, Optimizer]):
         fits: Callable[..., str | None],
         predict: Callable[..., Cost] = lambda cost, target, **options: cost,
         slot: str | None = None,
+        price: str | None = None,
     ) -> Callable[[Apply], Apply]:
         def register(apply: Apply) -> Apply:
             name = apply.__name__.replace("_", "-")
@@ -135,6 +149,7 @@ class Registry(dict[str, Optimizer]):
                 fits=fits,
                 predict=predict,
                 slot=slot,
+                price=price,
                 options=_options(apply),
             )
             return apply

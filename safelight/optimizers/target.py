@@ -20,7 +20,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """width, height: pixels. parts: the pipeline's models by name ("unet", "vae", "text_encoder", ...)."""
+    """width, height: pixels. parts: the pipeline's models by name ("unet", "vae", "text_encoder", ...).
+
+    pipeline: its class; None when only the parts are known. adapters: names of LoRAs that are loaded and not fused.
+    disposable: nobody keeps the pipeline when its session closes, so that what cannot be undone cheaply need not be.
+    """
 
     device: Device
     parts: Mapping[str, Part]
@@ -28,6 +32,9 @@ class Target:
     height: int
     batch_size: int = 1
     text_is_encoded: bool = True  # False when there is no text encoder to save work of
+    pipeline: type | None = None
+    adapters: tuple[str, ...] = ()
+    disposable: bool = False
 
     @property
     def denoiser(self) -> Part:
@@ -38,10 +45,22 @@ class Target:
         return self.parts.get("vae")
 
 
-def target_of(pipe: Any, device: Device, *, width: int, height: int, batch_size: int = 1) -> Target:
+def target_of(
+    pipe: Any, device: Device, *, width: int, height: int, batch_size: int = 1, disposable: bool = False
+) -> Target:
     """The target that a loaded pipeline is."""
     parts = {name: Part(type(part), part.config) for name, part in models(pipe).items()}
-    return Target(device, parts, width, height, batch_size, any(name.startswith("text_encoder") for name in parts))
+    return Target(
+        device,
+        parts,
+        width,
+        height,
+        batch_size,
+        text_is_encoded=any(name.startswith("text_encoder") for name in parts),
+        pipeline=type(pipe),
+        adapters=tuple(sorted({name for part in models(pipe).values() for name in getattr(part, "peft_config", {})})),
+        disposable=disposable,
+    )
 
 
 def models(pipe: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ float (batch, 3, height, width) in 0..1.
 import inspect
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -127,11 +128,16 @@ def pictures(
     *,
     clock: Clock | None = None,
     progress: Progress = lambda stage, done, total: None,
+    begin: Callable[[Any], None] = lambda pipe: None,
+    turn: AbstractContextManager[Any] | None = None,
 ) -> Iterator[Picture]:
     """Draws `request.count` pictures, `batch_size` at a time, and yields each batch as soon as it is done.
 
+    begin: called with the request's own pipeline object before each batch. turn: a lock that is held for each batch,
+    as optimizers keep the state of a run in the models that all requests share.
     Raises SpoiledPicture, OutOfMemory. The pipeline is left as it was, whatever happens.
     """
+    pipe = own_object(pipe)
     _check_memory(pipe, request, device)
     clock = clock or Clock()
     network = upscalers.load(request.upscale, device=device.torch_name) if request.upscale > 1 else None
@@ -139,7 +145,8 @@ def pictures(
     numbered = list(enumerate(request.seeds()))
     for start in range(0, request.count, request.batch_size):
         chunk = numbered[start : start + request.batch_size]
-        with _out_of_memory_explained(clock, device, request):
+        with turn or nullcontext(), _out_of_memory_explained(clock, device, request):
+            begin(pipe)
             latents = _denoise(pipe, request, [seed for _, seed in chunk], scheduler(), clock, progress)
             clock.switch("decode")
             progress("decode", 0, 1)
@@ -155,6 +162,17 @@ def pictures(
         for i, ((index, seed), image) in enumerate(zip(chunk, images, strict=True)):
             progress("pictures", index + 1, request.count)
             yield Picture(image, index, seed, i, len(chunk), retried[i])
+
+
+def own_object(pipe: Any) -> Any:
+    """A pipeline object for one request, over the same models: what a run writes into it no other request sees.
+
+    Two runs on one object share its scheduler, and end in an IndexError or in each other's noise (diffusers issues
+    3672, 7851). Not `from_pipe`: without a dtype that converts the shared models to float32 (diffusers issue 12754).
+    """
+    own = copy(pipe)
+    vars(own)["scheduler"] = deepcopy(pipe.scheduler)
+    return own
 
 
 def _check_memory(pipe: Any, request: Request, device: Device) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 from safelight.errors import DamagedModel, EnvironmentProblem, ModelNotFound, OutOfMemory, UsageError
 from safelight.optimizers.target import models
 from safelight.probe import packages
-from safelight.probe.device import Device
 from safelight.probe.model import Source, check_folder, find, model_index, safetensors_header, weights_hash
 from safelight.run import shortage
 
@@ -45,7 +44,6 @@ class Loaded:
 
 def pipeline(
     model: str,
-    device: Device,
     *,
     dtype: str = "float32",
     vae: str | None = None,
@@ -53,8 +51,9 @@ def pipeline(
     config: str | None = None,
     allow_pickle: bool = False,
 ) -> tuple[Any, Loaded]:
-    """A pipeline on `device`. config: a folder of configs and tokenizers for a single file, where there is no hub.
+    """A pipeline, its weights still in the CPU's memory; a session places them.
 
+    config: a folder of configs and tokenizers for a single file, where there is no hub.
     Raises ModelNotFound, DamagedModel, UsageError; EnvironmentProblem for a missing package or an unreachable hub.
     """
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
@@ -76,8 +75,6 @@ def pipeline(
         _add_loras(pipe, loras)
     _check_whole(pipe, source.asked)
     pipe.set_progress_bar_config(disable=True)
-    with one_line_errors(source.asked):
-        pipe.to(device.torch_name)
     return pipe, Loaded(source.asked, source.name, weights_hash(source), source.revision, vae, loras)
 
 

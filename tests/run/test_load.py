@@ -46,14 +46,14 @@ def same_unet(loaded, pipe):
 
 
 def test_a_folder_loads_in_the_asked_dtype(folder):
-    pipe, loaded = pipeline(str(folder), tiny.cpu(), dtype="bfloat16")
+    pipe, loaded = pipeline(str(folder), dtype="bfloat16")
     assert pipe.unet.dtype == torch.bfloat16
     assert (loaded.name, len(loaded.sha256)) == ("tiny-sd", 64)
 
 
 def test_a_single_file_loads_with_configs_from_a_folder(single):
     place, pipe = single
-    loaded, source = pipeline(str(place / "model.safetensors"), tiny.cpu(), config=str(place / "configs"))
+    loaded, source = pipeline(str(place / "model.safetensors"), config=str(place / "configs"))
     assert same_unet(loaded, pipe)
     assert source.name == "model"
 
@@ -62,8 +62,8 @@ def test_a_pickle_loads_when_allowed_and_says_so(single, capsys):
     place, pipe = single
     asked = str(place / "model.ckpt")
     with pytest.raises(UsageError, match="--allow-pickle"):
-        pipeline(asked, tiny.cpu(), config=str(place / "configs"))
-    loaded, _ = pipeline(asked, tiny.cpu(), config=str(place / "configs"), allow_pickle=True)
+        pipeline(asked, config=str(place / "configs"))
+    loaded, _ = pipeline(asked, config=str(place / "configs"), allow_pickle=True)
     assert same_unet(loaded, pipe)
     assert "weights_only=True" in capsys.readouterr().err
 
@@ -77,20 +77,20 @@ def test_a_pickle_that_runs_code_runs_none(tmp_path, monkeypatch):
     monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(DamagedModel, match="cannot be loaded"):
-        pipeline(str(tmp_path / "evil.ckpt"), tiny.cpu(), allow_pickle=True)
+        pipeline(str(tmp_path / "evil.ckpt"), allow_pickle=True)
     assert not (tmp_path / "evil").exists()
 
 
 def test_a_single_file_without_configs_offline_says_what_to_give(single, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(EnvironmentProblem, match="--config"):
-        pipeline(str(single[0] / "model.safetensors"), tiny.cpu())
+        pipeline(str(single[0] / "model.safetensors"))
 
 
 def test_a_file_that_holds_no_denoiser_is_named(tmp_path):
     save_file({"lora_unet_down": torch.zeros(2)}, tmp_path / "lora.safetensors")
     with pytest.raises(DamagedModel, match="holds no denoiser: is it a LoRA or a VAE"):
-        pipeline(str(tmp_path / "lora.safetensors"), tiny.cpu())
+        pipeline(str(tmp_path / "lora.safetensors"))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't allocate memory: you tried to allocate 9 bytes"), MemoryError()])
@@ -100,14 +100,14 @@ def test_memory_that_does_not_hold_the_model_is_one_line(folder, monkeypatch, er
 
     monkeypatch.setattr("diffusers.StableDiffusionPipeline.to", full)
     with pytest.raises(OutOfMemory, match=r"loading .* ran out of memory"):
-        pipeline(str(folder), tiny.cpu())
+        safelight.load(str(folder))
 
 
 def test_weights_that_do_not_fit_their_config_are_one_line(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     save_file({"conv_in.weight": torch.zeros(1)}, next((copy / "unet").glob("*.safetensors")))
     with pytest.raises(DamagedModel, match="cannot be loaded") as raised:
-        pipeline(str(copy), tiny.cpu())
+        pipeline(str(copy))
     assert "\n" not in str(raised.value)
 
 
@@ -144,7 +144,7 @@ def test_a_lora_changes_the_picture_by_its_weight(folder, lora):
 
 def test_a_lora_that_is_not_there_or_has_a_wrong_weight_is_refused(folder, tmp_path):
     with pytest.raises(ModelNotFound, match="no LoRA file"):
-        pipeline(str(folder), tiny.cpu(), loras=(str(tmp_path / "none.safetensors"),))
+        pipeline(str(folder), loras=(str(tmp_path / "none.safetensors"),))
     with pytest.raises(UsageError, match="is not a number"):
         split_scale("style.safetensors=much")
 
