@@ -14,7 +14,7 @@ from safelight.config import VERSION, Request
 from safelight.errors import DidNotEngage, SafelightError
 from safelight.measure.clock import Clock, synchronizer
 from safelight.measure.memory import PeakMemory
-from safelight.optimizers.registry import OPTIMIZERS, Proof, Registry, Stage
+from safelight.optimizers.registry import OPTIMIZERS, Proof, Registry
 from safelight.optimizers.target import denoiser, target_of
 from safelight.planner import Choice, Plan, Wish, plan
 from safelight.probe.device import Device
@@ -26,6 +26,7 @@ from safelight.sampling import schedulers, upscalers
 if TYPE_CHECKING:
     from safelight.run.load import Loaded
     from safelight.run.record import Record
+PLACEMENT = "placement"  # the slot of the optimizers that say what lies where
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class Session:
         self._plan = plan(self.target, self.wish, self.registry)
         self._proofs: tuple[Proof, ...] = ()
         self._smoke_evidence: tuple[str, ...] = ()
-        if not any(choice.optimizer.stage is Stage.PLACEMENT for choice in self._plan.choices):
+        if not any(choice.optimizer.slot == PLACEMENT for choice in self._plan.choices):
             # an optimizer that places the weights wants them on the CPU: whole on the card they may not fit at all
             with one_line_errors(self.loaded.asked if self.loaded else type(self.pipe).__name__):
                 self.pipe.to(self.device.torch_name)
