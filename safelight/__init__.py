@@ -14,6 +14,7 @@ from safelight import config
 from safelight.config import Request
 
 if TYPE_CHECKING:
+    from safelight.optimizers.words import Words
     from safelight.session import Session
 
 __version__ = config.VERSION
@@ -23,7 +24,7 @@ __all__ = ["Request", "__version__", "load", "optimize"]
 def load(
     model: str = "firstlight",
     *,
-    optimize: str = "",
+    optimize: "Words" = "",
     without: tuple[str, ...] = (),
     device: str | None = None,
     vae: str | None = None,
@@ -37,7 +38,8 @@ def load(
     """Loads a model and applies a plan; the session that comes back is closed by its `with` block.
 
     model: the bundled "firstlight", a diffusers folder, a .safetensors file, or a hub id with an optional @revision.
-    optimize: optimizer names with options, "auto,vae-tiling=256"; "auto" takes what pays and keeps the picture.
+    optimize: optimizer names with options, "auto,vae-tiling=256", a list of them, or {"vae-tiling": 256, "auto": True};
+    "auto" takes what pays and keeps the picture.
     device: "cpu", "cuda", "cuda:1", "mps", ...; None is the best there is.
     config_folder: configs and tokenizers for a single file, where there is no hub.
     loras: paths of .safetensors files, each with an optional "=weight".
@@ -59,7 +61,7 @@ def load(
 
 def optimize(
     pipe: Any,
-    optimize: str = "auto",
+    optimize: "Words" = "auto",
     *,
     without: tuple[str, ...] = (),
     width: int | None = None,

@@ -1,7 +1,8 @@
 """What a person asks for, and where its defaults come from.
 
 Comes in: keyword arguments, TOML files, environment variables. Goes out: a frozen Request. The only reader of the
-environment. Later wins: built in < user file < safelight.toml here < environment < flags.
+environment. Later wins: built in < user file < safelight.toml here < environment < flags. What is said of the
+optimizers adds up, option by option; "none" forgets what came before.
 """
 
 import os
@@ -93,20 +94,32 @@ def dtype_name(asked: str) -> str:
 
 REQUEST_FIELDS = {field.name for field in fields(Request)}
 RUN_FIELDS = ("model", "vae", "lora", "device", "dtype", "optimize", "without", "out")
-LISTS = ("lora", "optimize", "without")  # in a file these may be lists of texts, too
+LISTS = ("lora", "optimize", "without")  # in a file these may be lists of texts, too, and "optimize" a table
+WORDS = ("optimize", "dtype")  # what is asked of the optimizers; see optimizers/words.py
 SETTINGS = frozenset(REQUEST_FIELDS) | frozenset(RUN_FIELDS)
 
 
 def settings(environ: Mapping[str, str] | None = None, folder: Path | None = None) -> dict[str, Any]:
     """Defaults from the user's file, ./safelight.toml and SAFELIGHT_* variables, later ones winning.
 
+    "optimize" is a list with what each of these places says of the optimizers, for optimizers/words.py to merge.
     Raises UsageError for a file that is not TOML, UnknownName for a key or a variable that nobody reads.
     """
     environ = os.environ if environ is None else environ
     home = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".config")
+    places = [_read(path) for path in (home / "safelight" / "config.toml", (folder or Path.cwd()) / "safelight.toml")]
+    places.append(_variables(environ))
     found: dict[str, Any] = {}
-    for path in (home / "safelight" / "config.toml", (folder or Path.cwd()) / "safelight.toml"):
-        found.update(_read(path))
+    for place in places:
+        said = [{name: place.pop(name)} if name == "dtype" else place.pop(name) for name in WORDS if name in place]
+        if said:
+            found.setdefault("optimize", []).append(said)
+        found.update(place)
+    return found
+
+
+def _variables(environ: Mapping[str, str]) -> dict[str, str]:
+    found = {}
     for variable, text in environ.items():
         if variable.startswith(PREFIX):
             key = variable.removeprefix(PREFIX).lower()
@@ -114,6 +127,29 @@ def settings(environ: Mapping[str, str] | None = None, folder: Path | None = Non
                 raise UnknownName("environment variable", variable, [PREFIX + name.upper() for name in SETTINGS])
             found[key] = text
     return found
+
+
+# diffgentor's variables that ask for an optimization, each for one family of models: (the variable, a word of the
+# model's name, what its value asks for)
+YES = ("1", "true", "yes", "on")
+DIFFGENTOR = (
+    ("DG_STEP1X_OFFLOAD", "step1x", dict.fromkeys(YES, "model-offload")),
+    ("DG_STEP1X_QUANTIZED", "step1x", dict.fromkeys(YES, "quantization")),
+    ("DG_FLUX_KONTEXT_OFFLOAD", "kontext", dict.fromkeys(YES, "model-offload")),
+    ("DG_HUNYUAN_IMAGE_3_USE_TAYLOR_CACHE", "hunyuan", dict.fromkeys(YES, "taylorseer-cache")),
+    ("DG_HUNYUAN_IMAGE_3_ATTN_IMPL", "hunyuan", {"flash_attention_2": "attention-backend=flash"}),
+)
+
+
+def diffgentor(model: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    """What diffgentor's variables ask of the optimizers for a model of this name; all that is ours wins over it."""
+    environ = os.environ if environ is None else environ
+    asked = (
+        values.get(environ.get(variable, "").strip().lower())
+        for variable, family, values in DIFFGENTOR
+        if family in model.lower()
+    )
+    return [word for word in asked if word]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -130,10 +166,16 @@ def _read(path: Path) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in SETTINGS:
             raise UnknownName(f"key in {path}", key, SETTINGS)
-        if name in RUN_FIELDS and not isinstance(value, str) and not (name in LISTS and _is_list_of_texts(value)):
+        if name in RUN_FIELDS and not _is_kind_of(name, value):
             wanted = 'text, or a list ["a", "b"]' if name in LISTS else "text"
             raise UsageError(f"{key} in {path} is {value!r:.80}: give {wanted}")
     return {key.replace("-", "_"): value for key, value in table.items()}
+
+
+def _is_kind_of(name: str, value: object) -> bool:
+    if name == "optimize" and isinstance(value, dict):
+        return True
+    return isinstance(value, str) or (name in LISTS and _is_list_of_texts(value))
 
 
 def _is_list_of_texts(value: object) -> bool:

@@ -30,9 +30,11 @@ class UsageError(SafelightError):
 
 
 class UnknownName(UsageError):
-    def __init__(self, kind: str, asked: str, known: Iterable[str]) -> None:
+    """known: what there is. also: what is understood besides, and only named when it is near."""
+
+    def __init__(self, kind: str, asked: str, known: Iterable[str], also: Iterable[str] = ()) -> None:
         known = sorted(known)
-        near = nearest(asked, known)
+        near = nearest(asked, (*known, *also))
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
         super().__init__(f"unknown {kind} {asked!r}: {hint}")
 

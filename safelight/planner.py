@@ -5,17 +5,18 @@ Touches no pipeline.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from safelight.errors import Conflict, DoesNotApply, UsageError
-from safelight.optimizers.precision import chosen_dtype
+from safelight.optimizers import conflicts, words
+from safelight.optimizers.precision import chosen_dtypes
 from safelight.optimizers.registry import OPTIMIZERS, Fidelity, Optimizer, Registry
 from safelight.optimizers.target import Target
 from safelight.probe.device import Device
 from safelight.simulate.cost import TYPICAL, Cost
 
-AUTO = "auto"
+AUTO = words.AUTO
 WORTH_IT = 0.98  # taken only if the prediction falls to this share of the seconds, or of the bytes
 
 
@@ -37,8 +38,12 @@ class Choice:
 
     @property
     def value(self) -> str:
-        """The options as a person writes them: "dtype=bfloat16" without "dtype=", "" if there are none."""
-        return ",".join(f"{v}" if i == 0 else f"{k}={v}" for i, (k, v) in enumerate(self.options.items()))
+        """The options as a person writes them: "dtype=bfloat16" without "dtype=", "" if there are none.
+
+        An option that is "" says nothing of its own, and is left out.
+        """
+        options = enumerate(self.options.items())
+        return ",".join(f"{v}" if i == 0 else f"{k}={v}" for i, (k, v) in options if v != "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,54 +63,32 @@ def _written(choice: Choice) -> str:
     return f"{choice.optimizer.name}={choice.value}" if choice.value else choice.optimizer.name
 
 
-def wish(optimize: str | Iterable[str] = "", without: Iterable[str] = (), registry: Registry = OPTIMIZERS) -> Wish:
-    """Reads "auto,dtype=bfloat16,vae-tiling=256,vae-tiling.overlap=0.5".
+def wish(optimize: words.Words = "", without: Iterable[str] = (), registry: Registry = OPTIMIZERS) -> Wish:
+    """Reads "auto,dtype=bfloat16,vae-tiling=256,vae-tiling.overlap=0.5", a list of such words, or a mapping.
 
-    `name=value` sets an optimizer's first option, `name.option=value` any. Raises UnknownName and UsageError.
+    `name=value` sets an optimizer's first option, `name.option=value` any; words.py tells all ways, and the names that
+    others use. Raises UnknownName and UsageError.
     """
-    words = optimize.split(",") if isinstance(optimize, str) else list(optimize)
-    options: dict[str, dict[str, Any]] = {}
-    auto = False
-    for word in filter(None, (word.strip() for word in words)):
-        if word == AUTO:
-            auto = True
-            continue
-        if word == "none":
-            continue
-        name, equals, text = word.partition("=")
-        name, _, option = name.partition(".")
-        found = registry.find(name)
-        given = options.setdefault(found.name, {})
-        if equals:
-            known = _option(found, option)
-            given[known.name] = known.parse(text)
-    return Wish(options, auto, frozenset(registry.find(name).name for name in without))
-
-
-def _option(found: Optimizer, option: str) -> Any:
-    if option:
-        return found.option(option.replace("-", "_"))
-    if not found.options:
-        raise UsageError(f"{found.name} takes no value")
-    return found.options[0]
+    asked = words.read(optimize, registry=registry)
+    without = frozenset(words.resolve(name, registry).name for name in without)
+    return Wish(asked.options, bool(asked.auto), without)
 
 
 def plan(target: Target, wished: Wish, registry: Registry = OPTIMIZERS) -> Plan:
-    """Raises DoesNotApply for an optimizer asked for by name that does not fit, Conflict for two in one slot."""
+    """Raises DoesNotApply for an optimizer asked for that does not fit, Conflict for two that do not combine."""
     if both := sorted(wished.without & wished.options.keys()):
         raise Conflict(f"{both[0]} is asked for and ruled out at once: drop it from one of the two")
-    choices: list[Choice] = []
+    target = _as_computing(target, wished)
+    choices = [_asked(registry[name], given, target) for name, given in wished.options.items()]
+    _check_conflicts(choices, wished, registry)
     left: dict[str, str] = {}
     cost = TYPICAL
-    for name, given in wished.options.items():
-        choice = _asked(registry[name], given, target)
-        _check_slot(choice, choices)
-        choices.append(choice)
+    for choice in choices:
         cost = choice.optimizer.predict(cost, target, **choice.options)
     for known in registry.values():
         if known.name in wished.options:
             continue
-        why, after = _worth(known, target, wished, choices, cost)
+        why, after = _worth(known, target, wished, choices, cost, registry)
         if after is None:
             left[known.name] = why
         else:
@@ -114,16 +97,44 @@ def plan(target: Target, wished: Wish, registry: Registry = OPTIMIZERS) -> Plan:
     return Plan(tuple(sorted(choices, key=lambda c: c.optimizer.stage)), left, cost)
 
 
+def fitting(target: Target, registry: Registry = OPTIMIZERS) -> dict[str, str | None]:
+    """Every optimizer by name: None where it fits as it is, or the reason why not."""
+    found: dict[str, str | None] = {}
+    for known in registry.values():
+        try:
+            found[known.name] = known.fits(target, **known.defaults())
+        except UsageError as error:  # a default that is no value for this model
+            found[known.name] = str(error)
+    return found
+
+
 def loading_dtype(wished: Wish, device: Device) -> str:
-    """The dtype that the plan will want, so that weights are loaded in it at once and never held twice."""
-    if (given := wished.options.get("dtype")) is not None:
-        value = given.get("value", "auto")
-    elif wished.auto and "dtype" not in wished.without:
-        value = "auto"
-    else:
+    """The dtype that the plan will want, so that weights are loaded in it at once and never held twice.
+
+    float32 if its parts want different ones: what was loaded in fewer bits cannot be given more.
+    """
+    if (dtypes := _asked_dtypes(wished, device)) is None:
         return "float32"
-    name = chosen_dtype(device, value)
-    return "float32" if name == "float16" and device.kind == "cpu" else name  # the plan will refuse it, with the reason
+    names = set(dtypes.values())
+    if len(names) > 1 or (names == {"float16"} and device.kind == "cpu"):  # the plan will refuse it, with the reason
+        return "float32"
+    return names.pop()
+
+
+def _asked_dtypes(wished: Wish, device: Device) -> dict[str, str] | None:
+    """Those of the parts, as `dtype` will set them; None when it is not to act."""
+    given = wished.options.get("dtype")
+    if given is None and (not wished.auto or "dtype" in wished.without):
+        return None
+    return chosen_dtypes(device, **(given or {}))
+
+
+def _as_computing(target: Target, wished: Wish) -> Target:
+    """The target with the dtype that its denoiser will have once `dtype` has acted."""
+    dtypes = _asked_dtypes(wished, target.device)
+    if dtypes is None or ("dtype" not in wished.options and dtypes["denoiser"] == "float32"):
+        return target  # "auto" leaves a model as it is where 16 bits are no faster
+    return replace(target, dtype=dtypes["denoiser"])
 
 
 def _asked(found: Optimizer, given: Mapping[str, Any], target: Target) -> Choice:
@@ -133,17 +144,24 @@ def _asked(found: Optimizer, given: Mapping[str, Any], target: Target) -> Choice
     return Choice(found, options, requested=True, why="asked for")
 
 
-def _check_slot(choice: Choice, choices: list[Choice]) -> None:
-    for other in choices:
-        if choice.optimizer.slot and other.optimizer.slot == choice.optimizer.slot:
-            raise Conflict(
-                f"{other.optimizer.name} and {choice.optimizer.name} exclude each other ({choice.optimizer.slot}): "
-                "keep one of them"
-            )
+def _check_conflicts(choices: list[Choice], wished: Wish, registry: Registry) -> None:
+    options = {choice.optimizer.name: choice.options for choice in choices}
+    found = next(conflicts.clashes(options, registry), None)
+    if found is None:
+        return
+    nearest = conflicts.nearest_set(options, registry)
+    given = {name: _said(wished.options[name], options[name], values) for name, values in nearest.items()}
+    keep = ",".join(filter(None, [AUTO if wished.auto else "", words.written(given, registry)]))
+    raise Conflict(f"{found.first} and {found.second} exclude each other: {found.reason}; keep: {keep}")
+
+
+def _said(given: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, and what has to be given instead."""
+    return {**given, **{name: value for name, value in after.items() if value != before[name]}}
 
 
 def _worth(
-    known: Optimizer, target: Target, wished: Wish, choices: list[Choice], cost: Cost
+    known: Optimizer, target: Target, wished: Wish, choices: list[Choice], cost: Cost, registry: Registry
 ) -> tuple[str, Cost | None]:
     """(the reason, the cost with it, or None when it is left)."""
     if known.name in wished.without:
@@ -159,6 +177,10 @@ def _worth(
         return f"{known.price}: ask for it by name", None
     if known.slot and any(known.slot == choice.optimizer.slot for choice in choices):
         return f"the slot {known.slot} is taken", None
+    taken = {choice.optimizer.name: choice.options for choice in choices} | {known.name: options}
+    for name in taken:
+        if name != known.name and (found := conflicts.clash(name, known.name, taken, registry)):
+            return f"in conflict with {name}: {found.reason}", None
     after = known.predict(cost, target, **options)
     if after.seconds <= cost.seconds * WORTH_IT:
         return f"predicted to take {after.seconds / cost.seconds:.0%} of the seconds", after

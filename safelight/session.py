@@ -4,14 +4,14 @@ with safelight.load("firstlight", optimize="auto") as session:
     picture = session.generate("a red apple, 3d, on a blue background", seed=1).pictures[0]
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from safelight.config import VERSION, Request
-from safelight.errors import DidNotEngage, SafelightError
+from safelight.errors import DidNotEngage, SafelightError, UsageError
 from safelight.measure.clock import Clock, synchronizer
 from safelight.measure.memory import PeakMemory
 from safelight.optimizers.registry import OPTIMIZERS, Proof, Registry
@@ -21,11 +21,16 @@ from safelight.probe.device import Device
 from safelight.run import generate as run
 from safelight.run.generate import Checkpoint, Picture, Progress
 from safelight.run.load import one_line_errors
+from safelight.run.preview import Previews, Show
 from safelight.sampling import schedulers, upscalers
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from safelight.run.load import Loaded
     from safelight.run.record import Record
+
+NO_PREVIEWER = "nothing here decodes previews: add -o tiny-vae.use=preview"
 PLACEMENT = "placement"  # the slot of the optimizers that say what lies where
 
 
@@ -78,6 +83,8 @@ class Session:
     """A loaded pipeline with a plan applied. Use as a context manager, or call `close`.
 
     width, height, batch_size: the pictures that the plan is made for and the smoke run draws; None is the model's own.
+    Threads may share a session: batches take turns. Two sessions over the same models may run at once only if neither
+    has optimizers, whose state lies in the models; and each needs a pipeline object of its own.
     Raises whatever the plan raises, and DidNotEngage when an optimizer leaves no evidence; the pipeline is then as it
     was before.
     """
@@ -133,13 +140,27 @@ class Session:
             batch_size=self.batch_size,
         )
         request = run.settle(self.pipe, request, self.defaults)
+        shown = self._previews(lambda step, images: None, 1) if self._previewer else None
         for _ in range(max(proof.runs for proof in self._proofs)):
-            for _picture in run.pictures(self.pipe, request, self.device, self.checkpoint, begin=self._begin):
+            for _picture in run.pictures(
+                self.pipe, request, self.device, self.checkpoint, begin=self._begin, preview=shown
+            ):
                 pass
         found = tuple(proof.evidence() for proof in self._proofs)
         if idle := [c.optimizer.name for c, said in zip(self._plan.choices, found, strict=True) if not said]:
             raise DidNotEngage(f"{' and '.join(idle)} was applied but shows no effect: leave it out with --without")
         return found
+
+    @property
+    def _previewer(self) -> "Callable[[Tensor], Tensor] | None":
+        return next((proof.preview for proof in self._proofs if proof.preview), None)
+
+    def _previews(self, show: Show | None, every: int) -> Previews | None:
+        if show is None:
+            return None
+        if self._previewer is None:
+            raise UsageError(NO_PREVIEWER)
+        return Previews(self._previewer, show, every)
 
     def _begin(self, pipe: Any) -> None:
         for proof in self._proofs:
@@ -164,8 +185,18 @@ class Session:
         """The request as it will be run: the model's defaults filled in, the seed drawn. Raises UsageError."""
         return run.settle(self.pipe, request, self.defaults)
 
-    def start(self, request: Request, progress: Progress = lambda stage, done, total: None) -> Run:
-        """Begins a request; the pictures come from iterating the answer, each as soon as it is done."""
+    def start(
+        self,
+        request: Request,
+        progress: Progress = lambda stage, done, total: None,
+        preview: Show | None = None,
+        preview_every: int = 1,
+    ) -> Run:
+        """Begins a request; the pictures come from iterating the answer, each as soon as it is done.
+
+        preview: is called after the first step and every `preview_every` more, while the batch holds the session.
+        Raises UsageError when no optimizer of the plan decodes previews.
+        """
         if self._undo is None:
             raise SafelightError("this session is closed: load the model again")
         settled = self.settle(request)
@@ -178,16 +209,22 @@ class Session:
             clock=clock,
             progress=progress,
             begin=self._begin,
+            preview=self._previews(preview, preview_every),
             turn=self._turn,
         )
         return Run(settled, drawn, clock, memory)
 
     def generate(
-        self, prompt: str | Request, progress: Progress = lambda stage, done, total: None, **fields: Any
+        self,
+        prompt: str | Request,
+        progress: Progress = lambda stage, done, total: None,
+        preview: Show | None = None,
+        preview_every: int = 1,
+        **fields: Any,
     ) -> Result:
         """Draws everything a request asks for. `fields` are Request's: seed, steps, width, count, ..."""
         request = prompt if isinstance(prompt, Request) else Request(prompt, **fields)
-        started = self.start(request, progress)
+        started = self.start(request, progress, preview, preview_every)
         return started.result(tuple(started))
 
     def record(self, request: Request, picture: Picture) -> "Record":

@@ -1,15 +1,22 @@
-"""Writes the pages that are made from the code: docs/cli.md and docs/optimizers.md. tests/test_docs.py compares them.
+"""Writes the pages that are made from the code: docs/cli.md, optimizers.md, translate.md. tests/test_docs.py compares.
 
 python scripts/docs.py
 """
 
+import inspect
 from pathlib import Path
 
 import click
 
 from safelight.cli import app
-from safelight.optimizers import OPTIMIZERS
-from safelight.planner import AUTO
+from safelight.optimizers import OPTIMIZERS, words
+from safelight.optimizers.conflicts import PAIRS
+from safelight.optimizers.flags import DIFFGENTOR, FLAGS, TUNING, VARIABLES, Flag
+from safelight.optimizers.registry import swapped
+from safelight.optimizers.target import Part, Target
+from safelight.planner import AUTO, fitting
+from safelight.probe import packages
+from safelight.probe.device import Device
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDTH = 100
@@ -38,20 +45,128 @@ def optimizers_page() -> str:
         "- **exact**: bit-equal pictures. **rounding**: the same mathematics, rounded elsewhere. **approximate**:",
         "  another picture is possible.",
         "- Applied in the order of the stages; two in one slot exclude each other.",
+        "- **once**: what it costs besides; `auto` does not take what has a price, nor what is approximate.",
+        "- **fits**: on a CPU, the kinds of model, with the defaults, two pictures of 1024 px at a time, no package",
+        "  but what Safelight wants; `safelight optimizers` tells it for your device and model.",
         "",
-        "| name | stage | slot | fidelity | options | what it does | source |",
-        "|---|---|---|---|---|---|---|",
+        "| name | stage | slot | fidelity | options | once | fits | what it does | source |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
+    fits = fits_where()
     for known in sorted(OPTIMIZERS.values(), key=lambda known: known.stage):
         options = ", ".join(f"`{o.name}={o.default}`" for o in known.options) or "-"
         lines.append(
             f"| `{known.name}` | {known.stage.name.lower()} | {known.slot or '-'} | {known.fidelity.word} | {options} "
-            f"| {known.summary} | [source]({known.source}) |"
+            f"| {known.price or '-'} | {fits[known.name]} | {known.summary} | [source]({known.source}) |"
         )
+    return "\n".join([*lines, *_conflicts(), *_aliases()]) + "\n"
+
+
+def fits_where() -> dict[str, str]:
+    """Which kinds of model each optimizer fits on a CPU with bfloat16 and no further package, or why not."""
+    import diffusers
+
+    cpu = Device("cpu", 0, "a CPU", 2**34, 2**34, fast_dtypes=("float32", "bfloat16"))
+    found: dict[str, list[str]] = {name: [] for name in OPTIMIZERS}
+    reasons: dict[str, str] = {}
+    with swapped(packages, version=lambda name: None):  # the page is the same wherever it is made
+        for kind, (pipeline, parts) in KINDS.items():
+            made = {name: _part(getattr(diffusers, cls), config) for name, (cls, config) in parts.items()}
+            target = Target(cpu, made, 1024, 1024, 2, pipeline=getattr(diffusers, pipeline), disposable=True)
+            for name, why in fitting(target).items():
+                if why is None:
+                    found[name].append(kind)
+                reasons.setdefault(name, why or "")
+    return {name: ", ".join(kinds) or f"no: {reasons[name]}" for name, kinds in found.items()}
+
+
+def _part(cls: type, config: dict[str, object]) -> Part:
+    defaults = {p.name: p.default for p in inspect.signature(cls).parameters.values()}
+    return Part(cls, {**defaults, **config})
+
+
+VAE = ("AutoencoderKL", {"block_out_channels": (128, 256, 512, 512), "sample_size": 512})
+KINDS = {
+    "UNet": ("StableDiffusionPipeline", {"unet": ("UNet2DConditionModel", {}), "vae": VAE}),
+    "SD3": ("StableDiffusion3Pipeline", {"transformer": ("SD3Transformer2DModel", {}), "vae": VAE}),
+    "FLUX": ("FluxPipeline", {"transformer": ("FluxTransformer2DModel", {}), "vae": VAE}),
+}
+
+
+def _conflicts() -> list[str]:
+    lines = [
+        "",
+        "## What cannot be combined",
+        "",
+        "Besides two in one slot: the pairs of `safelight/optimizers/conflicts.py`. Asking for such a pair is an",
+        "error, which names the largest part of what was asked for that works.",
+        "",
+        "| one | other | why | only while | source |",
+        "|---|---|---|---|---|",
+    ]
+    for pair in PAIRS.values():
+        one, other = sorted(pair.names)
+        lines.append(f"| `{one}` | `{other}` | {pair.reason} | {pair.only or '-'} | [source]({pair.source}) |")
+    return lines
+
+
+def _aliases() -> list[str]:
+    lines = [
+        "",
+        "## Other names",
+        "",
+        "Understood wherever an optimizer is named: `--optimize`, `--enable-NAME`, `[optimize]` in a settings file,",
+        "`SAFELIGHT_OPTIMIZE`, Python. Underscores count as hyphens. Of diffgentor's fields, `cache_type` and",
+        "`cache_config` are understood too.",
+        "",
+        "| name | is |",
+        "|---|---|",
+    ]
+    lines += [f"| `{alias}` | `{ours}` |" for alias, ours in sorted(words.ALIASES.items())]
+    lines += ["", "Not there yet, and answered so:", ""]
+    return lines + [
+        f"- {what}: {', '.join(f'`{name}`' for name in names)}" for what, names in _gathered(words.LATER).items()
+    ]
+
+
+def _gathered(table: dict[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, what in table.items():
+        found.setdefault(what, []).append(name)
+    return found
+
+
+def translate_page() -> str:
+    lines = [
+        "# Flags of other programs",
+        "",
+        "Made from `safelight/optimizers/flags.py` by `python scripts/docs.py`. `safelight translate` reads a whole",
+        "line of them, settles what excludes what as A1111 does, and prints the command:",
+        "",
+        "```",
+        'safelight translate "--medvram --opt-channelslast --no-half-vae"',
+        "```",
+    ]
+    tables = {
+        "A1111, Forge and others": {name: flag for name, flag in FLAGS.items() if name in TUNING},
+        "diffgentor": DIFFGENTOR,
+        "Environment variables": VARIABLES,
+    }
+    for title, table in tables.items():
+        lines += ["", f"## {title}", "", "| flag | becomes | why | source |", "|---|---|---|---|"]
+        for name, flag in table.items():
+            lines.append(f"| `{name}` | {_becomes(flag)} | {flag.says} | [source]({flag.source}) |")
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"cli.md": cli_page, "optimizers.md": optimizers_page}
+def _becomes(flag: Flag) -> str:
+    if isinstance(flag.becomes, str):
+        verdict = flag.verdict if isinstance(flag.verdict, str) else ""
+        return f"`{flag.becomes}`" if flag.becomes else verdict or "nothing"
+    return ", ".join(f"{value}: {f'`{becomes}`' if becomes else 'nothing'}" for value, becomes in flag.becomes.items())
+
+
+PAGES = {"cli.md": cli_page, "optimizers.md": optimizers_page, "translate.md": translate_page}
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ import tiny
 
 import safelight
 from safelight import cli, config
+from safelight.optimizers import OPTIMIZERS
 from safelight.probe import device
 from safelight.run import metadata
 
@@ -351,11 +352,80 @@ def test_settings_reach_the_run_and_later_ones_win(run, folder, tmp_path, monkey
 
 def test_a_dtype_on_the_command_line_wins_over_one_in_the_settings(draw, tmp_path):
     (tmp_path / "safelight.toml").write_text('dtype = "bfloat16"')
-    values = [json.loads(draw("--json", *flags).out)["optimizers"][0]["value"] for flags in DTYPE_FLAGS]
+    values = [json.loads(draw("--json", *flags).out)["optimizers"][0]["value"].split(",")[0] for flags in DTYPE_FLAGS]
     assert values == ["bfloat16", "float32", "float32"]
 
 
 DTYPE_FLAGS = ((), ("--dtype", "float32"), ("-o", "dtype=float32"))
+
+
+@pytest.mark.parametrize(
+    ("toml", "environment", "flags", "expected"),
+    [
+        ('optimize = "dtype=bfloat16"', {"SAFELIGHT_DTYPE": "float32"}, (), {"dtype": "float32"}),
+        ("[optimize]\ndtype = 'bf16'\nprompt-cache = 3", {}, (), {"dtype": "bfloat16", "prompt-cache": "3"}),
+        ("[optimize]\nprompt-cache = {entries = 3}", {"SAFELIGHT_OPTIMIZE": "bf16"}, (), {"prompt-cache": "3"}),
+        ('optimize = "prompt-cache=3"', {"SAFELIGHT_OPTIMIZE": "prompt_cache=4"}, (), {"prompt-cache": "4"}),
+        ('optimize = "prompt-cache=3"', {}, ("-o", "none"), {}),
+        ('optimize = "dtype,prompt-cache=3"', {}, ("-o", "none,dtype=float32"), {"dtype": "float32"}),
+        ('optimize = "prompt-cache=3"', {}, ("--dtype", "float32"), {"dtype": "float32", "prompt-cache": "3"}),
+        ('optimize = "prompt-cache=3"', {}, ("-o", "prompt-cache=off"), {}),
+        ("", {"DG_FLUX_KONTEXT_OFFLOAD": "1"}, (), {}),
+    ],
+    ids=str,
+)
+def test_what_is_said_of_the_optimizers_adds_up_and_the_later_wins(
+    draw, tmp_path, monkeypatch, toml, environment, flags, expected
+):
+    (tmp_path / "safelight.toml").write_text(toml)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = {one["name"]: one["value"].split(",")[0] for one in json.loads(draw("--json", *flags).out)["optimizers"]}
+    assert expected.items() <= found.items()
+    assert len(found) == len(expected) or "bf16" in str(environment)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("-o", "bf16,prompt-cache"),
+        ("--enable-prompt-cache", "--dtype", "bf16"),
+        ("--enable_prompt_cache", "--torch_dtype", "bfloat16"),
+        ("--enable-bf16", "-o", "prompt_cache"),
+        ("--torch-dtype", "bf16", "--dtype", "bfloat16", "--enable-prompt_cache"),
+    ],
+    ids=str,
+)
+def test_single_flags_ask_for_the_same_as_the_optimize_text(draw, flags):
+    document = json.loads(draw("--json", "--batch_size", 1, *flags).out)
+    assert {one["name"]: one["value"].split(",")[0] for one in document["optimizers"]} == {
+        "dtype": "bfloat16",
+        "prompt-cache": "64",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--dtype", "bf16", "-o", "dtype=fp32"), "dtype is given twice, with value float32 and bfloat16"),
+        (("--enable_vae_tilling",), "did you mean --enable-vae-tiling"),
+        (("--enable_fp8",), "unknown flag '--enable-fp8'"),
+        (("-o", "fp8"), "fp8 (quantization) is not there yet"),
+        (("--cache_type", "magic"), "unknown optimizer 'magic'"),
+        (("--cache_type", "first_block_cache"), "first-block-cache was asked for, but"),
+        (("--attention_backend", "flush"), "did you mean flash"),
+        (("--without", "magic"), "unknown optimizer 'magic'"),
+    ],
+    ids=str,
+)
+def test_a_single_flag_that_cannot_be_is_refused(draw, flags, says):
+    assert_refused(draw(*flags), 2, says)
+
+
+@pytest.mark.parametrize("optimize", [{"dtype": "bf16", "prompt-cache": 3}, ["bf16", "prompt_cache=3"]], ids=str)
+def test_python_takes_the_same_words(folder, optimize):
+    with safelight.load(str(folder), optimize=optimize, device="cpu", width=32, height=32) as session:
+        assert [status.name for status in session.status()] == ["dtype", "prompt-cache"]
 
 
 def test_without_wins_over_auto_and_may_be_a_list_in_the_settings(draw, tmp_path):
@@ -414,6 +484,37 @@ def test_a_variable_of_the_wrong_kind_is_named_in_one_line(draw, run, monkeypatc
     assert_refused(run("generate", "a cat"), 2, says)
 
 
+def test_preview_is_a_file_of_the_newest_step_and_changes_no_pixel(draw, tmp_path, tiny_vae):
+    draw("-O", "plain.png", "--seed", 3)
+    ran = draw("-O", "a.png", "--seed", 3, "--preview", "live/now.jpg", "--preview-every", 2, *tiny_vae)
+    assert (ran.code, ran.out) == (0, "a.png\n"), ran.err
+    assert "preview " in ran.err
+    assert files(tmp_path) == ["a.png", "live/now.jpg", "plain.png"]
+    assert pixels("a.png") == pixels("plain.png")
+    assert pixels("live/now.jpg")[0] == (32, 32)
+
+
+def test_preview_is_written_anew_at_every_step_of_every_batch(draw, tiny_vae, monkeypatch):
+    written, write = [], metadata.write_preview
+
+    def note(picture, path):
+        write(picture, path)
+        written.append(path.read_bytes())
+
+    monkeypatch.setattr(metadata, "write_preview", note)
+    ran = draw("-O", "a.png", *BATCH, "--preview", "now.png", *tiny_vae)
+    assert ran.code == 0, ran.err
+    assert len(set(written)) == len(written) == 4, "the smoke run shows its previews to nobody"
+    assert Path("now.png").read_bytes() == written[-1]
+
+
+@pytest.fixture
+def tiny_vae():
+    from optimizers.off_decode import taesd_folder
+
+    return "-o", f"tiny-vae={taesd_folder()},tiny-vae.use=preview"
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 BAD_FLAGS = [
@@ -456,6 +557,14 @@ BAD_FLAGS = [
     (("--lora", "missing.safetensors"), 2, "no LoRA file at missing.safetensors"),
     (("--lora", "a.safetensors=much"), 2, "'much' is not a number"),
     (("--config", "there"), 2, "--config is for a single file"),
+    (("--preview", "p.png"), 2, "nothing here decodes previews: add -o tiny-vae.use=preview"),
+    (("--preview", "p.png", "-o", "tiny-vae"), 2, "add -o tiny-vae.use=preview"),
+    (("--preview", "p.gif", "-o", "tiny-vae.use=preview"), 2, "end the name in one of them"),
+    (("--preview", "out/a.png", "-o", "tiny-vae.use=preview"), 2, "is where the picture itself goes"),
+    (("--preview-every", 2), 2, "--preview-every is given without --preview FILE"),
+    (("--preview-every", 0), 2, "--preview-every"),
+    (("--preview-every", "x"), 2, "--preview-every"),
+    (("-o", "tiny-vae.use=prewiev"), 2, "unknown use of tiny-vae 'prewiev': did you mean preview"),
     (("--quiet", "-O", "x" * 300 + ".png"), 4, "too long"),
     (("-O", "a.gif"), 2, "--out a.gif: end it in .png, .jpg or .webp"),
     (("--from", "missing.png"), 2, "cannot read missing.png"),
@@ -480,7 +589,7 @@ def test_a_bad_flag_is_refused_in_one_line_and_nothing_is_written(draw, tmp_path
     ("arguments", "says"),
     [
         (("generte", "a cat"), "unknown command 'generte': did you mean generate"),
-        (("zzz",), "unknown command 'zzz': known: doctor, generate, info, optimizers, t2i"),
+        (("zzz",), "unknown command 'zzz': known: doctor, generate, info, optimizers, t2i, translate"),
         (("generate",), "what shall be drawn?"),
         (("generate", ""), "what shall be drawn?"),
         (("generate", " \n"), "what shall be drawn?"),
@@ -770,13 +879,84 @@ def test_doctor_prints_lines_or_json(run):
     assert len(findings) <= len(ran.out.splitlines())
 
 
-def test_optimizers_lists_all(run):
-    from safelight.optimizers import OPTIMIZERS
+def test_optimizers_lists_all_with_stage_fidelity_and_whether_it_fits_here(run):
+    ran = run("optimizers", "--device", "cpu")
+    assert (ran.code, ran.err) == (0, "")
+    rows = {line.split()[0]: line for line in ran.out.splitlines()}
+    assert list(rows) == list(OPTIMIZERS)
+    assert rows["prompt-cache"].split()[1:4] == ["cache", "exact", "fits"]
+    assert rows["vae-slicing"].endswith("rounding     no    one picture at a time: there is nothing to slice")
+    assert "fits" in run("optimizers", "--device", "cpu", "--batch-size", 2).out.split("vae-slicing")[1].splitlines()[0]
 
-    ran = run("optimizers")
+
+def test_optimizers_names_lists_all_at_once(run):
+    ran = run("optimizers", "--names")
     assert (ran.code, ran.err) == (0, "")
     assert [line.split()[0] for line in ran.out.splitlines()] == list(OPTIMIZERS)
     assert all(known.summary in ran.out for known in OPTIMIZERS.values())
+
+
+def test_optimizers_reads_a_models_configs_and_none_of_its_weights(run, changed):
+    for weights in changed.rglob("*.safetensors"):
+        weights.unlink()
+    document = json.loads(run("optimizers", "--json", "--device", "cpu", "--model", changed).out)
+    fits = {entry["name"]: entry["why_not"] for entry in document}
+    assert fits["dtype"] is None
+    assert all(entry["fits"] is (entry["why_not"] is None) for entry in document)
+    assert "64 px" in fits["vae-tiling"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_tells_all_about_one(run, name):
+    ran = run("optimizers", name, "--names")
+    known = OPTIMIZERS[name]
+    assert (ran.code, ran.err) == (0, "")
+    for said in (known.summary, known.source, known.fidelity.word, known.stage.name.lower(), "measured"):
+        assert said in ran.out
+    assert all(f"{option.name}, {option.kind.__name__}" in ran.out for option in known.options)
+
+
+def test_optimizers_understands_other_names_and_names_the_nearest(run):
+    assert run("optimizers", "pab", "--names").out.startswith("pyramid-attention-broadcast: ")
+    assert_refused(run("optimizers", "vae-tilling"), 2, "did you mean vae-tiling")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--model", "a.safetensors"), "no model at a.safetensors"),
+        (("--model", "firstlite"), "did you mean firstlight"),
+        (("--device", "cuba"), "did you mean cuda"),
+        (("--batch-size", "many"), "batch-size is 'many'"),
+    ],
+    ids=str,
+)
+def test_optimizers_refuses_what_is_not_there(run, flags, says):
+    ran = run("optimizers", *flags)
+    assert (ran.code, ran.out) == (2, "")
+    assert says in ran.err
+
+
+def test_translate_prints_the_command_alone_on_stdout_and_answers_every_flag(run):
+    ran = run("translate", "--xformers --medvram --no-half-vae")
+    assert (ran.code, ran.out) == (0, "safelight generate PROMPT -o dtype=float16,model-offload,upcast-vae\n")
+    assert [line.split(":")[0] for line in ran.err.splitlines()] == [
+        "(by default)",
+        "--xformers",
+        "--medvram",
+        "--no-half-vae",
+    ]
+    assert run("translate", "--xformers", "--medvram", "--no-half-vae").out == ran.out
+
+
+def test_translate_as_json_is_one_document(run):
+    document = json.loads(run("translate", "--json", "--medvram --precision full SAFETENSORS_FAST_GPU=1").out)
+    assert document["optimize"] == "model-offload,dtype=float32"
+    assert [line["verdict"] for line in document["lines"]] == ["becomes", "becomes", "obsolete"]
+
+
+def test_translate_refuses_an_unknown_flag(run):
+    assert_refused(run("translate", "--xfromers"), 2, "unknown flag '--xfromers': did you mean --xformers")
 
 
 @pytest.mark.parametrize("command", [None, *cli.app.commands])
@@ -787,5 +967,5 @@ def test_help_shows_every_flag_with_a_text(run, command):
     assert shown.help.split(".")[0].split()[-1] in ran.out
     for parameter in shown.params:
         if parameter.param_type_name == "option":
-            assert parameter.opts[0] in ran.out
+            assert (parameter.opts[0] in ran.out) is not parameter.hidden
             assert parameter.help, parameter.opts

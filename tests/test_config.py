@@ -2,7 +2,7 @@
 
 import pytest
 
-from safelight.config import MAX_SEED, Request, dtype_name, settings
+from safelight.config import DIFFGENTOR, MAX_SEED, Request, diffgentor, dtype_name, settings
 from safelight.errors import UnknownName, UsageError
 
 
@@ -64,3 +64,35 @@ def test_a_settings_file_with_a_mistake_is_named(tmp_path, text, error, says):
 def test_a_misspelt_variable_is_named():
     with pytest.raises(UnknownName, match="did you mean SAFELIGHT_STEPS"):
         settings({"SAFELIGHT_STEPPS": "3"})
+
+
+def test_what_is_said_of_the_optimizers_is_kept_place_by_place(tmp_path):
+    (tmp_path / "safelight.toml").write_text('dtype = "bf16"\n[optimize]\nauto = true\nvae-tiling = {tile_px = 256}\n')
+    environ = {"SAFELIGHT_OPTIMIZE": "prompt-cache", "SAFELIGHT_DTYPE": "fp32", "HOME": "/nowhere"}
+    assert settings(environ, tmp_path) == {
+        "optimize": [
+            [{"auto": True, "vae-tiling": {"tile_px": 256}}, {"dtype": "bf16"}],
+            ["prompt-cache", {"dtype": "fp32"}],
+        ]
+    }
+
+
+@pytest.mark.parametrize("text", ['optimize = "auto"', 'optimize = ["auto", "dtype"]', "optimize.auto = true"])
+def test_optimize_may_be_text_a_list_or_a_table(tmp_path, text):
+    (tmp_path / "safelight.toml").write_text(text)
+    assert len(settings({"HOME": "/nowhere"}, tmp_path)["optimize"]) == 1
+
+
+@pytest.mark.parametrize("text", ["optimize = 3", "optimize = [3]", "optimize = true", "without = {dtype = true}"])
+def test_anything_else_is_refused(tmp_path, text):
+    (tmp_path / "safelight.toml").write_text(text)
+    with pytest.raises(UsageError, match="give text, or a list"):
+        settings({"HOME": "/nowhere"}, tmp_path)
+
+
+@pytest.mark.parametrize(("variable", "family", "values"), DIFFGENTOR, ids=[entry[0] for entry in DIFFGENTOR])
+def test_diffgentors_variables_ask_for_something_where_the_model_is_of_their_family(variable, family, values):
+    value, word = next(iter(values.items()))
+    assert diffgentor(f"owner/{family.upper()}-edit", {variable: value.upper()}) == [word]
+    assert diffgentor(f"owner/{family}", {variable: "0"}) == []
+    assert diffgentor("firstlight", {variable: value}) == []

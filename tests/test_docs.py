@@ -18,7 +18,7 @@ def made():
     return module
 
 
-@pytest.mark.parametrize("name", ["cli.md", "optimizers.md"])
+@pytest.mark.parametrize("name", ["cli.md", "optimizers.md", "translate.md"])
 def test_a_page_made_from_the_code_is_up_to_date(made, name):
     assert (ROOT / "docs" / name).read_text() == made.PAGES[name](), "run python scripts/docs.py"
 

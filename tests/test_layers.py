@@ -99,7 +99,13 @@ def test_files_and_functions_stay_short(path):
 
 @pytest.mark.parametrize(
     "code",
-    ["import safelight", "import safelight.cli", "import safelight.optimizers", "import safelight.planner"],
+    [
+        "import safelight",
+        "import safelight.cli",
+        "import safelight.optimizers",
+        "import safelight.planner",
+        "from safelight.optimizers.translate import translate; translate(['--medvram --no-half-vae'])",
+    ],
 )
 def test_importing_loads_no_torch(code):
     heavy = "[name for name in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if name in sys.modules]"
@@ -107,7 +113,17 @@ def test_importing_loads_no_torch(code):
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"], ["optimizers"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["generate", "--help"],
+        ["--version"],
+        ["optimizers", "--names"],
+        ["optimizers", "--help"],
+        ["translate", "--medvram"],
+    ],
+)
 def test_help_takes_under_half_a_second_of_processor_time(arguments):
     import resource
 

@@ -16,7 +16,7 @@ from safelight.planner import Wish, wish
 from safelight.run import generate as run
 from safelight.session import Session
 
-WRITTEN, BATCH, PSNR, OFF = (gathered(table) for table in ("WRITTEN", "BATCH", "PSNR", "OFF"))
+WRITTEN, BATCH, PSNR, OFF, ELSEWHERE = (gathered(table) for table in ("WRITTEN", "BATCH", "PSNR", "OFF", "ELSEWHERE"))
 NAMES = sorted(OPTIMIZERS)
 
 
@@ -42,7 +42,8 @@ def session(pipe, name, **more):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_applies_with_evidence_or_says_why_not_and_is_undone(name, pipe):
     batch = BATCH.get(name, 1)
-    plain, state, attributes = draw(pipe, batch), snapshot(pipe), global_settings()
+    plain, attributes = draw(pipe, batch), global_settings()
+    state = snapshot(pipe, addresses=name not in ELSEWHERE)
     try:
         with session(pipe, name) as opened:
             (status,) = opened.status()
@@ -57,23 +58,26 @@ def test_an_optimizer_applies_with_evidence_or_says_why_not_and_is_undone(name, 
         # float32 rounded elsewhere differs in the last of 24 bits
         assert psnr(planned, plain) > PSNR.get(name, 80)
     assert torch.equal(draw(pipe, batch), plain)
-    assert snapshot(pipe) == state
+    assert snapshot(pipe, addresses=name not in ELSEWHERE) == state
     assert global_settings() == attributes
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_exception_inside_still_undoes(name, unet_pipe):
+def test_an_exception_inside_still_undoes(name, pipe):
     batch = BATCH.get(name, 1)
-    plain = draw(unet_pipe, batch)
-    with pytest.raises(KeyboardInterrupt), session(unet_pipe, name):
-        raise KeyboardInterrupt
-    assert torch.equal(draw(unet_pipe, batch), plain)
+    plain = draw(pipe, batch)
+    try:
+        with pytest.raises(KeyboardInterrupt), session(pipe, name):
+            raise KeyboardInterrupt
+    except DoesNotApply as reason:
+        pytest.skip(str(reason))
+    assert torch.equal(draw(pipe, batch), plain)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_failure_of_a_later_optimizer_undoes_an_earlier_one(name, unet_pipe):
+def test_a_failure_of_a_later_optimizer_undoes_an_earlier_one(name, pipe):
     batch = BATCH.get(name, 1)
-    plain = draw(unet_pipe, batch)
+    plain = draw(pipe, batch)
     registry = Registry({name: OPTIMIZERS[name]})
 
     @registry.add(stage=max(Stage), fidelity=Fidelity.EXACT, source="https://", fits=lambda target: None)
@@ -83,9 +87,12 @@ def test_a_failure_of_a_later_optimizer_undoes_an_earlier_one(name, unet_pipe):
         yield
 
     wished = wish(f"{WRITTEN.get(name, name)},breaks", registry=registry)
-    with pytest.raises(RuntimeError, match="half way"):
-        Session(unet_pipe, tiny.cpu(), wished, width=32, height=32, batch_size=batch, registry=registry)
-    assert torch.equal(draw(unet_pipe, batch), plain)
+    try:
+        with pytest.raises(RuntimeError, match="half way"):
+            Session(pipe, tiny.cpu(), wished, width=32, height=32, batch_size=batch, registry=registry)
+    except DoesNotApply as reason:
+        pytest.skip(str(reason))
+    assert torch.equal(draw(pipe, batch), plain)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -153,17 +160,18 @@ def test_the_whole_stack_together_is_undone(pipe):
     plain = draw(pipe, 2)
     everything = "dtype=bfloat16,channels-last,attention-backend=flash,vae-slicing,vae-tiling=16,prompt-cache"
     with Session(pipe, tiny.cpu(), wish(everything), width=32, height=32, batch_size=2) as opened:
-        assert {status.name for status in opened.status() if status.engaged} == set(NAMES)
+        assert [status.name for status in opened.status() if not status.engaged] == []
+        assert len(opened.status()) == len(everything.split(","))
     assert torch.equal(draw(pipe, 2), plain)
 
 
-def snapshot(pipe):
+def snapshot(pipe, addresses=True):
     """Everything of the pipeline's parts that an optimizer could leave behind, but for the numbers themselves."""
     out = {"pipe": sorted(vars(pipe)), "config": str(dict(pipe.config))}
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in part.modules()]
-            layout = [(p.dtype, p.stride(), p.data_ptr()) for p in part.parameters()]
+            layout = [(p.dtype, p.stride(), addresses and p.data_ptr()) for p in part.parameters()]
             out[name] = (str(sorted(vars(part))), hooks, layout, list(part.state_dict()))
     return out
 

@@ -7,10 +7,21 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from safelight.probe.device import Device, here
 
@@ -27,21 +38,31 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=77)
 
 
-def clip_text() -> CLIPTextModel:
+def clip_config() -> CLIPTextConfig:
     size = 2 * len(LETTERS) + 2
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=size,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            projection_dim=32,
-            bos_token_id=size - 2,
-            eos_token_id=size - 1,
-            pad_token_id=size - 1,
-        )
-    ).eval()
+    return CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=32,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
+    )
+
+
+def clip_text() -> CLIPTextModel:
+    return CLIPTextModel(clip_config()).eval()
+
+
+def clip_text_projected() -> CLIPTextModelWithProjection:
+    return CLIPTextModelWithProjection(clip_config()).eval()
+
+
+def t5_text(width: int = 32) -> T5EncoderModel:
+    return T5EncoderModel(T5Config(vocab_size=128, d_model=width, d_kv=8, d_ff=64, num_layers=1, num_heads=4)).eval()
 
 
 def vae(**config) -> AutoencoderKL:
@@ -97,7 +118,7 @@ def flux() -> FluxPipeline:
         guidance_embeds=True,
         axes_dims_rope=[4, 6, 6],
     ).eval()
-    t5 = T5EncoderModel(T5Config(vocab_size=128, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)).eval()
+    t5 = t5_text()
     plain = {"use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1, "scaling_factor": 0.36}
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
@@ -109,6 +130,73 @@ def flux() -> FluxPipeline:
         transformer=transformer,
     )
     pipe.default_sample_size = 16
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sdxl() -> StableDiffusionXLPipeline:
+    """A UNet with two text encoders and size embeddings that draws 32 x 32 pixels; the VAE's factor is 2."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        layers_per_block=1,
+        block_out_channels=[32, 64],
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        transformer_layers_per_block=[1, 2],
+        use_linear_projection=True,
+        cross_attention_dim=64,
+        attention_head_dim=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=8 * 6 + 32,
+    ).eval()
+    pipe = StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=clip_text(),
+        text_encoder_2=clip_text_projected(),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sd3() -> StableDiffusion3Pipeline:
+    """A transformer pipeline with three text encoders that draws 32 x 32 pixels; the VAE's factor is 2.
+
+    The first of its two blocks has a second attention over the picture alone, as those of SD 3.5 medium.
+    """
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
+        pos_embed_max_size=16,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    ).eval()
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=clip_text_projected(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip_text_projected(),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5_text(64),  # as wide as both CLIP encoders side by side
+        tokenizer_3=t5_tokenizer(),
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -16,6 +16,7 @@ import click
 
 import safelight
 from safelight import config
+from safelight.cli.catalog import optimizers, translate
 from safelight.cli.draw import generate
 from safelight.errors import EnvironmentProblem, Interrupted, SafelightError, UnknownName, UsageError
 from safelight.report.terminal import say
@@ -47,7 +48,8 @@ def app() -> None:
     """Run diffusion models fast and in little memory, without spoiling the picture."""
 
 
-app.add_command(generate)
+for command in (generate, optimizers, translate):
+    app.add_command(command)
 
 
 def main() -> NoReturn:
@@ -77,8 +79,10 @@ def _usage(error: click.UsageError) -> str:
     command = error.ctx.command if error.ctx else app
     path = error.ctx.command_path if error.ctx else "safelight"
     if isinstance(error, click.NoSuchOption):
-        known = [name for option in command.params for name in option.opts if name.startswith("-")]
-        return str(UnknownName("flag", error.option_name, (*known, "--help")))
+        flags = [option for option in command.params if isinstance(option, click.Option)]
+        shown = [name for flag in flags if not flag.hidden for name in flag.opts]
+        hidden = [name for flag in flags if flag.hidden for name in flag.opts]
+        return str(UnknownName("flag", error.option_name, (*shown, "--help"), also=hidden))
     return f"{error.format_message()} (a prompt of several words wants quotes; {path} --help tells all)"
 
 
@@ -128,13 +132,3 @@ def doctor(as_json: bool) -> None:
         for line in examination.lines(findings):
             click.echo(line)
     sys.exit(examination.worst(findings))
-
-
-@app.command()
-def optimizers() -> None:
-    """List every optimizer: what it may do to the picture, and its options."""
-    from safelight.optimizers.registry import OPTIMIZERS
-
-    for known in OPTIMIZERS.values():
-        options = ", ".join(f"{option.name}={option.default}" for option in known.options)
-        click.echo(f"{known.name:18s} {known.fidelity.word:12s} {known.summary}" + (f" ({options})" if options else ""))

@@ -1,8 +1,8 @@
 """safelight generate: flags, settings and an older picture's record become one request; pictures become files."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,12 @@ import click
 import safelight
 from safelight import config
 from safelight.errors import Interrupted, PartlyDone, SafelightError, UsageError
+from safelight.optimizers import OPTIMIZERS, words
 from safelight.report.terminal import mib, progress, say
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from safelight.session import Result, Session
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -37,26 +40,59 @@ FLAGS = (
     click.option("--upscale", metavar="N", help="4: enlarge with the bundled Real-ESRGAN."),
     click.option("--dtype", help="float32, bfloat16 or float16; short for -o dtype=..."),
     click.option("--device", help="cpu, cuda, cuda:1, mps, ...; the best there is by default."),
-    click.option("-o", "--optimize", help='"auto", or names: "dtype=bfloat16,vae-tiling=256"; none by default.'),
+    click.option(
+        "-o", "--optimize", help='"auto", or names: "dtype=bfloat16,vae-tiling=256"; "none" forgets the settings.'
+    ),
     click.option("--without", multiple=True, metavar="NAME", help="Never this optimizer; may be given again."),
     click.option("--out", "-O", help="A .png, .jpg or .webp file, or a folder; safelight-0000.png and on by default."),
+    click.option(
+        "--preview", metavar="FILE", help="The first picture as it is, after each step; wants -o tiny-vae.use=preview."
+    ),
+    click.option("--preview-every", type=click.IntRange(1), metavar="N", help="Only every N steps, from the first on."),
     click.option("--from", "source", metavar="PICTURE", help="Make this picture again; other flags change it."),
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
     click.option("--quiet", "-q", is_flag=True, help="No progress."),
 )
 
 
+# diffgentor's flags that take a value; they are understood and not shown
+VALUES = ("torch-dtype", "attention-backend", "cache-type", "compile-mode", "group-offload-type", "storage-dtype")
+SWITCHES = ("compile-fullgraph",)
+
+
+def _single_flags() -> Iterator[Any]:
+    """--enable-NAME for every optimizer and every other name of one, and diffgentor's own."""
+    names = [*OPTIMIZERS, *(alias for alias, ours in words.ALIASES.items() if "." not in ours)]
+    for name in (*(f"enable-{name}" for name in names), *SWITCHES):
+        yield click.option(f"--{name}", is_flag=True, hidden=True, help=f"Short for -o {name}.")
+    for name in VALUES:
+        yield click.option(f"--{name}", metavar="X", hidden=True, help=f"Short for -o {name}=X.")
+
+
+SINGLE = tuple(_single_flags())
+_ENABLE = [f"enable-{name}" for name in (*OPTIMIZERS, *words.ALIASES)]
+WORDS = frozenset(flag.replace("-", "_") for flag in ("optimize", "dtype", *VALUES, *SWITCHES, *_ENABLE))
+
+
 def _flags(command: Any) -> Any:
-    for flag in reversed(FLAGS):
+    for flag in reversed((*FLAGS, *SINGLE)):
         command = flag(command)
     return command
 
 
-@click.command()
+def hyphens(token: str) -> str:
+    """--enable_vae_tiling is --enable-vae-tiling."""
+    return token.replace("_", "-")
+
+
+@click.command(context_settings={"token_normalize_func": hyphens})
 @click.argument("prompt", required=False)
 @_flags
 def generate(prompt: str | None, **flags: Any) -> None:
-    """Draw PROMPT. Also called t2i."""
+    """Draw PROMPT. Also called t2i.
+
+    --enable-NAME is short for -o NAME; underscores count as hyphens, and diffgentor's flags are understood.
+    """
     # not "in (None, (), False)": 0 == False, and --seed 0 is a seed
     given = {name: value for name, value in flags.items() if not (value is None or value is False or value == ())}
     run = _wanted(prompt, given)
@@ -68,14 +104,15 @@ def generate(prompt: str | None, **flags: Any) -> None:
         schedulers.find(request.sampler)
     only = run.get("only")  # of a batch that is drawn again for the sake of one picture
     paths = _paths(run.get("out"), 1 if only is not None else request.count)
-    for folder in sorted({path.parent for path in paths}):
+    preview = _preview(run, paths)
+    for folder in sorted({path.parent for path in (*paths, *([preview.path] if preview else []))}):
         metadata.check_folder(folder)
-    _hush()
+    hush()
     done: list[dict[str, Any]] = []
     with safelight.load(**_load_arguments(run, request)) as session:
         targets = dict(enumerate(paths)) if only is None else {only: paths[0]}
         try:
-            result = _draw(session, request, targets, done, quiet=flags["quiet"] or flags["as_json"])
+            result = _draw(session, request, targets, done, preview, quiet=flags["quiet"] or flags["as_json"])
         finally:
             for entry in [] if flags["as_json"] else done:
                 click.echo(entry["path"])
@@ -83,7 +120,7 @@ def generate(prompt: str | None, **flags: Any) -> None:
 
 
 def _wanted(prompt: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, then the picture to repeat, then flags; `optimize` holds the dtype, too."""
+    """Settings, then the picture to repeat, then flags; `optimize` holds what all of them say of the optimizers."""
     wanted = config.settings()
     if source := given.get("source"):
         # of the settings only the place: any other would change the picture
@@ -91,9 +128,10 @@ def _wanted(prompt: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         if given.keys() & {"seed", "count", "batch_size"}:
             seed = (wanted["seed"] + wanted.pop("only")) % (config.MAX_SEED + 1)
             wanted |= {"count": 1, "batch_size": 1, "seed": seed}
-    optimize = [_dtype(wanted), *_texts(given.get("optimize") or wanted.get("optimize")), _dtype(given)]
-    wanted |= {name: value for name, value in given.items() if name != "source"}
-    wanted["optimize"] = ",".join(filter(None, optimize))
+    places = wanted.pop("optimize", [])
+    wanted |= {name: value for name, value in given.items() if name != "source" and name not in WORDS}
+    foreign = [] if source else config.diffgentor(str(wanted.get("model", "")))
+    wanted["optimize"] = words.merged([foreign, *places, _words(given)]).mapping
     if prompt is not None:
         wanted["prompt"] = prompt
     if not str(wanted.get("prompt", "")).strip():
@@ -101,8 +139,10 @@ def _wanted(prompt: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     return wanted
 
 
-def _dtype(settings: Mapping[str, Any]) -> str:
-    return f"dtype={config.dtype_name(settings['dtype'])}" if settings.get("dtype") else ""
+def _words(given: Mapping[str, Any]) -> list[words.Words]:
+    """What the flags say of the optimizers."""
+    single = {name: value for name, value in given.items() if name in WORDS and name != "optimize"}
+    return [given.get("optimize", ""), single]
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -128,13 +168,15 @@ def _from_picture(path: Path) -> dict[str, Any]:
         same["model"] = f"{record.model.partition('@')[0]}@{record.revision}"
     # the last batch of a run may be a single picture, and then there is nothing to slice: asking for it would fail
     idle = ("vae-slicing",) if record.batch_size == 1 else ()
-    same["optimize"] = ",".join(_written(name, value) for name, value in record.optimizers if name not in idle)
+    same["optimize"] = [[_written(name, value) for name, value in record.optimizers if name not in idle]]
     return {name: value for name, value in same.items() if value is not None}
 
 
 def _written(name: str, value: str) -> str:
     """("vae-tiling", "256,overlap=0.5") -> "vae-tiling=256,vae-tiling.overlap=0.5"."""
     first, *others = value.split(",") if value else [""]
+    if "=" in first:  # the first option says nothing of its own
+        first, others = "", [first, *others]
     return ",".join([f"{name}={first}" if first else name, *(f"{name}.{other}" for other in others)])
 
 
@@ -171,6 +213,38 @@ def _paths(out: str | None, count: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{i:04d}{path.suffix}") for i in range(count)]
 
 
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The file that shows a run under way. index: of the picture in its batch."""
+
+    path: Path
+    every: int
+    index: int
+
+    def show(self, step: int, pictures: "list[Image]") -> None:
+        from safelight.run import metadata
+
+        metadata.write_preview(pictures[self.index], self.path)
+
+
+def _preview(run: Mapping[str, Any], paths: list[Path]) -> Preview | None:
+    """Asks before a model is loaded, which may take minutes. Raises UsageError."""
+    if (file := run.get("preview")) is None:
+        if "preview_every" in run:
+            raise UsageError("--preview-every is given without --preview FILE")
+        return None
+    from safelight.run import metadata
+    from safelight.session import NO_PREVIEWER
+
+    path = Path(file).expanduser()
+    metadata.check_suffix(path)
+    if path.resolve() in [other.resolve() for other in paths]:
+        raise UsageError(f"--preview {file} is where the picture itself goes: name another file")
+    if run["optimize"].get("tiny-vae", {}).get("use") != "preview":
+        raise UsageError(NO_PREVIEWER)
+    return Preview(path, run.get("preview_every", 1), run.get("only") or 0)
+
+
 def _numbered(folder: Path, prefix: str, digits: int, count: int) -> list[Path]:
     """PREFIX000000.png and on, beginning after the highest number that is there."""
     taken = [path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.png")]
@@ -178,7 +252,7 @@ def _numbered(folder: Path, prefix: str, digits: int, count: int) -> list[Path]:
     return [folder / f"{prefix}{i:0{digits}d}.png" for i in range(first, first + count)]
 
 
-def _hush() -> None:
+def hush() -> None:
     """The libraries' own progress bars and advice stay off; their errors reach us as exceptions."""
     import warnings
 
@@ -198,6 +272,7 @@ def _draw(
     request: config.Request,
     paths: Mapping[int, Path],
     done: list[dict[str, Any]],
+    preview: Preview | None,
     *,
     quiet: bool,
 ) -> "Result":
@@ -205,7 +280,7 @@ def _draw(
     from safelight.run import metadata
 
     with progress(quiet=quiet) as report:
-        run = session.start(request, report)
+        run = session.start(request, report, *((preview.show, preview.every) if preview else ()))
         try:
             for picture in run:
                 if (path := paths.get(picture.index)) is None:

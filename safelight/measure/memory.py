@@ -1,11 +1,13 @@
-"""Peak bytes of a stretch of work: allocated on a GPU, resident in RAM on a CPU.
+"""Peak bytes of a stretch of work, allocated on a GPU, resident in RAM on a CPU; and the bytes of a model.
 
 On Linux the kernel keeps the highest resident size of a process and lets the process itself reset it (clear_refs), so
 the CPU figure is exact, not sampled. Where that is not to be had the figure is None: unmeasured is said, never 0.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -47,3 +49,26 @@ def _status(key: str) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":")), None)
+
+
+def module_bytes(module: Any) -> int:
+    """Bytes that a module's parameters and buffers really hold, each storage once.
+
+    Not get_memory_footprint (diffusers, transformers): that multiplies shapes by the dtype a tensor claims to have, and
+    a quantized one claims the dtype it computes in.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    storages = {inner.untyped_storage()._cdata: inner.untyped_storage() for t in tensors for inner in _inner(t)}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def _inner(tensor: Any) -> Iterator[Any]:
+    """The plain tensors that a tensor subclass (torchao's) wraps; itself if it is none."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from _inner(getattr(tensor, name))

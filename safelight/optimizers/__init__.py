@@ -1,6 +1,28 @@
 """Everything that can be changed, one function each; see registry.py. The order here is the order in listings."""
 
-from safelight.optimizers import attention, cache, decode, precision
+from safelight.optimizers import (
+    allocator,
+    attention,
+    cache,
+    cachedit,
+    compile,
+    decode,
+    deepcache,
+    encoders,
+    fastercache,
+    grouped,
+    guidance,
+    merging,
+    placement,
+    precision,
+    process,
+    projections,
+    slicing,
+    stepcache,
+    storage,
+    streaming,
+    upcast,
+)
 from safelight.optimizers.registry import OPTIMIZERS, Fidelity, Optimizer, Proof, Registry, Stage, optimizer
 from safelight.optimizers.target import Target, target_of
 
@@ -12,10 +34,27 @@ __all__ = [
     "Registry",
     "Stage",
     "Target",
+    "allocator",
     "attention",
     "cache",
+    "cachedit",
+    "compile",
     "decode",
+    "deepcache",
+    "encoders",
+    "fastercache",
+    "grouped",
+    "guidance",
+    "merging",
     "optimizer",
+    "placement",
     "precision",
+    "process",
+    "projections",
+    "slicing",
+    "stepcache",
+    "storage",
+    "streaming",
     "target_of",
+    "upcast",
 ]

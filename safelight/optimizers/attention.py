@@ -5,80 +5,78 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from safelight.errors import UnknownName
+from safelight.optimizers import backends
+from safelight.optimizers.backends import BACKENDS
+from safelight.optimizers.diversion import Call, Kernel, diverted
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer, swapped
 from safelight.optimizers.target import Target, denoiser
-from safelight.probe.device import Device
-
-# name -> (torch.nn.attention.SDPBackend, device kinds it can run on, what the operator's name then contains).
-# "math" has no operator of its own: it falls apart into matrix products and a softmax.
-BACKENDS = {
-    "flash": ("FLASH_ATTENTION", ("cpu", "cuda", "xpu"), "_flash_attention"),
-    "efficient": ("EFFICIENT_ATTENTION", ("cuda",), "_efficient_attention"),
-    "cudnn": ("CUDNN_ATTENTION", ("cuda",), "_cudnn_attention"),
-    "math": ("MATH", ("cpu", "cuda", "xpu", "mps"), "softmax"),
-}
 
 
 def _fits(target: Target, value: str) -> str | None:
-    if value not in BACKENDS:
-        raise UnknownName("attention backend", value, BACKENDS)
-    kinds = BACKENDS[value][1]
-    if target.device.kind not in kinds:
-        return f"the {value} kernel runs on {' and '.join(kinds)}, not on {target.device.kind}"
-    return (
-        None
-        if runs(value, target.device)
-        else f"the {value} kernel is listed by torch but fails on {target.device.name}"
-    )
-
-
-def runs(value: str, device: Device) -> bool:
-    """Whether one small call goes through: torch lists backends whose kernel is then missing."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    dtype = torch.float16 if device.kind == "cuda" else torch.float32
-    query = torch.ones(1, 1, 8, 64, dtype=dtype, device=device.torch_name)
-    try:
-        with sdpa_kernel(getattr(SDPBackend, BACKENDS[value][0])):
-            torch.nn.functional.scaled_dot_product_attention(query, query, query)
-    except RuntimeError:
-        return False
-    return True
+    return backends.reason_against(backends.find(value), target)
 
 
 @optimizer(
     stage=Stage.ATTENTION,
     slot="attention",
     fidelity=Fidelity.ROUNDING,
-    source="https://docs.pytorch.org/docs/stable/generated/torch.nn.attention.sdpa_kernel.html",
+    source="https://huggingface.co/docs/diffusers/optimization/attention_backends",
     fits=_fits,
 )
 def attention_backend(pipe: Any, target: Target, value: str = "flash") -> Iterator[Proof]:
-    """Hold the denoiser's attention to one kernel: flash, efficient, cudnn or math."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    """Hold the denoiser's attention to one kernel: flash, efficient, cudnn, math, flash-3, xformers, sage, ...
 
-    backend, _, operator = BACKENDS[value]
-    model = denoiser(pipe)
+    flash, efficient, cudnn and math are torch's own; flash-2 is the package flash-attn. The sage kernels multiply in
+    8 bits, which is more than rounding. diffusers' names ("_flash_3_hub") are understood too, but for its "flash".
+    """
+    name = backends.find(value)
+    if BACKENDS[name].sdpa:
+        yield from _held(denoiser(pipe), name)
+    else:
+        yield from sent(denoiser(pipe), name, backends.kernel_of(name))
+
+
+def _held(model: Any, name: str) -> Iterator[Proof]:
+    """One of torch's own kernels, by a context around each forward."""
+    backend = BACKENDS[name]
     forward = model.forward
     ops: Counter[str] = Counter()  # of the first forward alone: counting slows down
 
-    # A context around each forward, not diffusers' set_attention_backend: that changes no processor of a UNet or of
-    # SD3, and leaves a process-wide setting behind (diffusers issue 14249).
     def forward_on_backend(*args: Any, **kwargs: Any) -> Any:
-        with sdpa_kernel(getattr(SDPBackend, backend)), nullcontext() if ops else counting(ops):
+        with backends.held(name), nullcontext() if ops else counting(ops):
             return forward(*args, **kwargs)
 
-    others = [contains for name, (_, _, contains) in BACKENDS.items() if name not in (value, "math")]
+    others = [known.operator for other, known in BACKENDS.items() if known.operator and other not in (name, "math")]
 
     def evidence() -> str:
-        calls = sum(n for name, n in ops.items() if operator in name)
-        strangers = sum(n for name, n in ops.items() if any(other in name for other in others))
-        return f"{calls} calls of *{operator}*" if calls and (value != "math" or not strangers) else ""
+        calls = sum(n for op, n in ops.items() if backend.operator in op)
+        strangers = sum(n for op, n in ops.items() if any(other in op for other in others))
+        return f"{calls} calls of *{backend.operator}*" if calls and (name != "math" or not strangers) else ""
 
     with swapped(model, forward=forward_on_backend):
         yield Proof(evidence)
+
+
+def sent(model: Any, name: str, kernel: Kernel) -> Iterator[Proof]:
+    """A kernel that torch does not have: calls are diverted to it, and those that it cannot take are torch's."""
+    backend = BACKENDS[name]
+    calls: Counter[str] = Counter()  # of the latest run, by why they were left to torch; "" for those that were not
+
+    def choose(call: Call) -> Any:
+        why = backends.too_much(backend, call)
+        calls[why] += 1
+        return call.plain() if why else kernel(call)
+
+    with diverted(model, choose):
+        yield Proof(lambda: _said(name, calls), begin=lambda pipe: calls.clear())
+
+
+def _said(name: str, calls: Counter[str]) -> str:
+    if not calls[""]:
+        return ""
+    eight = "" if BACKENDS[name].rounds else " (products in 8 bits: approximate)"
+    left = [f"; {n} calls {why} left to torch" for why, n in sorted(calls.items()) if why]
+    return f"{calls['']} calls of {name}{eight}" + "".join(left)
 
 
 @contextmanager

@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safelight.errors import UnknownName, UsageError
 from safelight.optimizers.target import Target
 from safelight.simulate.cost import Cost
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Stage(IntEnum):
@@ -29,10 +32,10 @@ class Stage(IntEnum):
     LAYOUT = 4  # memory format
     STORAGE = 5  # weights stored smaller than they are computed with
     ATTENTION = 6  # kernels, slices, merged tokens
-    CACHE = 7
-    GUIDANCE = 8
-    DECODE = 9
-    COMPILE = 10  # freezes what came before
+    COMPILE = 7  # freezes what came before; what comes after decides in Python whether to call it
+    CACHE = 8
+    GUIDANCE = 9
+    DECODE = 10
     PLACEMENT = 11  # what lies where; moves the weights as they now are
 
 
@@ -57,12 +60,15 @@ class Proof:
     steps: denoising steps of a smoke run that it takes to show (a step cache skips none of the first).
     begin: is called with the pipeline object of a request right before each run of it: forget the last run, which an
     exception may have ended half way, and count anew.
+    preview: what the optimizer offers to a session that shows pictures under way: (batch, channels, latent_height,
+    latent_width) as the denoiser has them -> (batch, 3, height, width) in 0..1. It must leave the run as it is.
     """
 
     evidence: Callable[[], str]
     runs: int = 1
     steps: int = 2
     begin: Callable[[Any], None] = lambda pipe: None
+    preview: "Callable[[Tensor], Tensor] | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,11 @@ class Steps:
         self._last = now
         return begins
 
+    @property
+    def time(self) -> float:
+        """The timestep of the latest call."""
+        return self._last
+
 
 def timestep_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The timestep among a denoiser's arguments: UNets take it second, and every transformer by name."""

@@ -24,6 +24,7 @@ class Target:
 
     pipeline: its class; None when only the parts are known. adapters: names of LoRAs that are loaded and not fused.
     disposable: nobody keeps the pipeline when its session closes, so that what cannot be undone cheaply need not be.
+    dtype: the denoiser's, "float32"; as loaded, or as a plan will have made it.
     """
 
     device: Device
@@ -35,6 +36,7 @@ class Target:
     pipeline: type | None = None
     adapters: tuple[str, ...] = ()
     disposable: bool = False
+    dtype: str = "float32"
 
     @property
     def denoiser(self) -> Part:
@@ -60,6 +62,7 @@ def target_of(
         pipeline=type(pipe),
         adapters=tuple(sorted({name for part in models(pipe).values() for name in getattr(part, "peft_config", {})})),
         disposable=disposable,
+        dtype=dtype_of(denoiser(pipe)),
     )
 
 
@@ -68,6 +71,12 @@ def models(pipe: Any) -> dict[str, Any]:
     from torch import nn
 
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def dtype_of(part: Any) -> str:
+    """ "bfloat16": that of the first floating point parameter, as diffusers and transformers read it."""
+    first = next((p for p in part.parameters() if p.is_floating_point()), None)
+    return "float32" if first is None else str(first.dtype).removeprefix("torch.")
 
 
 def denoiser(pipe: Any) -> Any:

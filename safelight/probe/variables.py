@@ -93,6 +93,7 @@ def settings_in(text: str) -> dict[str, str] | None:
 ANY = re.compile(".*", re.DOTALL)
 TRUE = re.compile("1|true|yes|on", re.IGNORECASE)
 OFF = re.compile("0|false|no|off", re.IGNORECASE)
+ONE_DEVICE = "is not acted on: several devices for one picture are not there yet"
 VARIABLES = {
     "NVIDIA_TF32_OVERRIDE": [
         (re.compile("0"), "warning", "switches TF32 off in every NVIDIA library, whatever a program asks", "unset it"),
@@ -116,6 +117,28 @@ VARIABLES = {
     "DIFFUSERS_DISABLE_REMOTE_CODE": [
         (TRUE, "ok", "code from models' repositories is off everywhere", ""),
         (OFF, "note", "is overruled: Safelight never runs code from a model's repository", "unset it"),
+    ],
+    "CUDA_MODULE_LOADING": [
+        (re.compile("LAZY", re.IGNORECASE), "ok", "loads kernels on their first use, as CUDA does since 12.2", ""),
+        (re.compile("EAGER", re.IGNORECASE), "note", "loads every kernel at the start: slow, and large", "unset it"),
+    ],
+    # diffgentor's; config.py reads those that ask for something that is there
+    **{
+        f"DG_XDIT_{name}": [(re.compile("[2-9]|[1-9][0-9]+"), "note", ONE_DEVICE, "")]
+        for name in ("DATA_PARALLEL_DEGREE", "ULYSSES_DEGREE", "RING_DEGREE", "PIPEFUSION_DEGREE")
+    },
+    "DG_XDIT_USE_CFG_PARALLEL": [(TRUE, "note", ONE_DEVICE, "")],
+    "DG_STEP1X_OFFLOAD": [(TRUE, "ok", "asks for model-offload where a model is named step1x", "")],
+    "DG_STEP1X_QUANTIZED": [
+        (TRUE, "note", "quantization is not there yet: a model named step1x is refused", "unset it")
+    ],
+    "DG_FLUX_KONTEXT_OFFLOAD": [(TRUE, "ok", "asks for model-offload where a model is named kontext", "")],
+    "DG_HUNYUAN_IMAGE_3_USE_TAYLOR_CACHE": [
+        (TRUE, "ok", "asks for taylorseer-cache where a model is named hunyuan", "")
+    ],
+    "DG_HUNYUAN_IMAGE_3_ATTN_IMPL": [
+        (re.compile("flash_attention_2"), "ok", "asks for attention-backend=flash where a model is named hunyuan", ""),
+        (re.compile("sdpa"), "ok", "is what runs here anyway", ""),
     ],
     "SAFETENSORS_FAST_GPU": [
         (ANY, "note", "is read by nobody since June 2023 (accelerate pull request 1603)", "unset it")

@@ -21,9 +21,11 @@ from safelight.measure.clock import Clock
 from safelight.optimizers.precision import kept_tensors
 from safelight.optimizers.registry import swapped
 from safelight.optimizers.target import denoiser
+from safelight.optimizers.upcast import Float32Latents
 from safelight.probe.device import Device
 from safelight.run import shortage
-from safelight.sampling import schedulers, upscalers
+from safelight.run.preview import Previews
+from safelight.sampling import predicted, schedulers, upscalers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -129,12 +131,14 @@ def pictures(
     clock: Clock | None = None,
     progress: Progress = lambda stage, done, total: None,
     begin: Callable[[Any], None] = lambda pipe: None,
+    preview: Previews | None = None,
     turn: AbstractContextManager[Any] | None = None,
 ) -> Iterator[Picture]:
     """Draws `request.count` pictures, `batch_size` at a time, and yields each batch as soon as it is done.
 
-    begin: called with the request's own pipeline object before each batch. turn: a lock that is held for each batch,
-    as optimizers keep the state of a run in the models that all requests share.
+    begin: called with the request's own pipeline object before each batch. preview: leaves the pictures as they are.
+    turn: a lock that is held for each batch, as optimizers keep the state of a run in the models that all requests
+    share.
     Raises SpoiledPicture, OutOfMemory. The pipeline is left as it was, whatever happens.
     """
     pipe = own_object(pipe)
@@ -147,7 +151,7 @@ def pictures(
         chunk = numbered[start : start + request.batch_size]
         with turn or nullcontext(), _out_of_memory_explained(clock, device, request):
             begin(pipe)
-            latents = _denoise(pipe, request, [seed for _, seed in chunk], scheduler(), clock, progress)
+            latents = _denoise(pipe, request, [seed for _, seed in chunk], scheduler(), clock, progress, preview)
             clock.switch("decode")
             progress("decode", 0, 1)
             decoded, retried = decode_checked(pipe, latents, request)
@@ -196,18 +200,21 @@ def _check_memory(pipe: Any, request: Request, device: Device) -> None:
 
 def _scheduler(request: Request, checkpoint: Checkpoint) -> Callable[[], Any]:
     """Makes a fresh scheduler each time: they carry state from run to run."""
-    import diffusers
-
     if request.sampler is None:
-        own = getattr(diffusers, checkpoint.cls)
-        return lambda: own.from_config(checkpoint.config)
+        return lambda: schedulers.own(checkpoint.config, checkpoint.cls)
     sampler = schedulers.find(request.sampler)
     schedulers.build(sampler, checkpoint.config, checkpoint.cls)  # an error now rather than later
     return lambda: schedulers.build(sampler, checkpoint.config, checkpoint.cls)
 
 
 def _denoise(
-    pipe: Any, request: Request, seeds: list[int], scheduler: Any, clock: Clock, progress: Progress
+    pipe: Any,
+    request: Request,
+    seeds: list[int],
+    scheduler: Any,
+    clock: Clock,
+    progress: Progress,
+    preview: Previews | None = None,
 ) -> "Tensor":
     import torch
 
@@ -217,9 +224,31 @@ def _denoise(
             progress("text", 1, 1)
             progress("denoise", 0, request.steps or 0)
 
-    def step_done(_pipe: Any, step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
-        progress("denoise", step + 1, request.steps or 0)
-        return values
+    with ExitStack() as stack:
+        watched = stack.enter_context(predicted.watched(scheduler)) if preview else []
+
+        def step_done(own: Any, step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+            progress("denoise", step + 1, request.steps or 0)
+            if preview and preview.due(step):
+                clock.switch("preview")
+                latents = unpacked(own, predicted.clean(scheduler, watched[0]), request)
+                preview.show(step + 1, to_images(preview.decode(latents).float()))
+                clock.switch("denoise")
+            return values
+
+        hook = denoiser(pipe).register_forward_pre_hook(first_step)
+        stack.callback(hook.remove)
+        stack.enter_context(swapped(pipe, scheduler=scheduler))
+        stack.enter_context(float32_noise(pipe))
+        stack.enter_context(torch.inference_mode())
+        clock.switch("text")
+        progress("text", 0, 1)
+        return pipe(**_arguments(request, seeds), callback_on_step_end=step_done).images
+
+
+def _arguments(request: Request, seeds: list[int]) -> dict[str, Any]:
+    """What the pipeline is called with."""
+    import torch
 
     arguments: dict[str, Any] = {
         "prompt": [request.prompt] * len(seeds),
@@ -229,21 +258,12 @@ def _denoise(
         # one generator for each picture, on the CPU: noise depends neither on its place in a batch nor on the device
         "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         "output_type": "latent",
-        "callback_on_step_end": step_done,
     }
     if request.guidance is not None:
         arguments["guidance_scale"] = request.guidance
     if request.negative:
         arguments["negative_prompt"] = [request.negative] * len(seeds)
-    with ExitStack() as stack:
-        hook = denoiser(pipe).register_forward_pre_hook(first_step)
-        stack.callback(hook.remove)
-        stack.enter_context(swapped(pipe, scheduler=scheduler))
-        stack.enter_context(float32_noise(pipe))
-        stack.enter_context(torch.inference_mode())
-        clock.switch("text")
-        progress("text", 0, 1)
-        return pipe(**arguments).images
+    return arguments
 
 
 @contextmanager
@@ -252,6 +272,9 @@ def float32_noise(pipe: Any) -> Iterator[None]:
     import torch
 
     prepare = pipe.prepare_latents
+    if isinstance(prepare, Float32Latents):  # an optimizer keeps them in float32: nothing is to be rounded
+        yield
+        return
     signature = inspect.signature(prepare)
 
     def prepare_in_float32(*args: Any, **kwargs: Any) -> Any:
@@ -275,6 +298,9 @@ def decode_checked(pipe: Any, latents: "Tensor", request: Request) -> tuple["Ten
     decoded = decode(pipe, latents, request)
     spoiled = [not good(picture) for picture in decoded]
     if any(spoiled):
+        if any(parameter.is_meta for parameter in pipe.vae.parameters()):
+            # what offloads the weights brings them in their own dtype, whatever is set here
+            raise SpoiledPicture("the picture is black or not a number, and an offloaded VAE is not upcast")
         with kept_tensors(pipe):
             pipe.vae.to(dtype=torch.float32)
             again = decode(pipe, latents.float(), request)
@@ -291,13 +317,20 @@ def good(picture: "Tensor") -> bool:
     return bool(torch.isfinite(picture).all()) and float(picture.max()) > BLACK
 
 
+def unpacked(pipe: Any, latents: "Tensor", request: Request) -> "Tensor":
+    """(batch, channels, latent_height, latent_width) of latents as the pipeline has them."""
+    if latents.ndim == 4:
+        return latents
+    # packed two by two, as FLUX does
+    return pipe._unpack_latents(latents, request.height, request.width, pipe.vae_scale_factor)
+
+
 def decode(pipe: Any, latents: "Tensor", request: Request) -> "Tensor":
     """Latents as the pipeline returns them -> (batch, 3, height, width) in 0..1, in the VAE's dtype."""
     import torch
 
     config = pipe.vae.config
-    if latents.ndim == 3:  # packed two by two, as FLUX does
-        latents = pipe._unpack_latents(latents, request.height, request.width, pipe.vae_scale_factor)
+    latents = unpacked(pipe, latents, request)
     with torch.inference_mode(), _upcast_if_the_vae_overflows(pipe):
         latents = latents.to(next(pipe.vae.parameters()).dtype)
         if config.get("latents_mean") is not None and config.get("latents_std") is not None:
@@ -333,6 +366,7 @@ def to_images(decoded: "Tensor") -> list["Image"]:
 REMEDIES = {
     "text": "a 16 bit --dtype",
     "denoise": "a smaller --batch-size or picture, or -o dtype",
+    "preview": "no previews, or a smaller picture",
     "decode": "-o vae-tiling, -o vae-slicing for batches, or a smaller picture",
     "upscale": "a smaller --batch-size, or no --upscale",
 }

@@ -76,6 +76,20 @@ def build(sampler: Sampler, checkpoint: Mapping[str, Any], checkpoint_class: str
     return cls.from_config({k: v for k, v in checkpoint.items() if k not in _FLAGS}, **sampler.settings)
 
 
+def own(checkpoint: Mapping[str, Any], checkpoint_class: str) -> Any:
+    """The scheduler that a checkpoint came with, fresh; but never one that ends in not-a-number."""
+    import diffusers
+
+    return getattr(diffusers, checkpoint_class).from_config(checkpoint, **_mended(checkpoint, checkpoint_class))
+
+
+def _mended(checkpoint: Mapping[str, Any], checkpoint_class: str) -> dict[str, Any]:
+    """UniPC's "bh1" divides by the last step's logarithm, and a last sigma of zero makes that infinite."""
+    ends_at_zero = checkpoint.get("final_sigmas_type", "zero") == "zero"
+    spoils = checkpoint_class == "UniPCMultistepScheduler" and checkpoint.get("solver_type") == "bh1" and ends_at_zero
+    return {"final_sigmas_type": "sigma_min"} if spoils else {}
+
+
 def label_of(scheduler: Any) -> str:
     """The table's name for a scheduler already in a pipeline; DEFAULT if what the name builds would be another."""
     name = type(scheduler).__name__

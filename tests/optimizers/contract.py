@@ -4,6 +4,7 @@ Each off_<kind>.py may define
     WRITTEN  name -> how it is asked for so that it fits a tiny pipeline ("vae-tiling=16"); the name itself by default
     BATCH    name -> pictures at a time that it needs; 1 by default
     PSNR     name -> dB that a ROUNDING optimizer must reach on a tiny pipeline; 80 by default
+    ELSEWHERE name -> why its tensors come back to other addresses, with the same numbers
     OFF      name -> a context manager that switches the inside of the technique off, while everything that watches it
              stays where it is: the session must then end in DidNotEngage
 """

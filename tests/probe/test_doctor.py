@@ -425,3 +425,22 @@ def test_this_machine_is_examined_and_the_answer_is_json(tmp_path):
     assert levels(found, "CUDA_LAUNCH_BLOCKING") == ["warning"]
     device = next(one for one in found if one.subject == "device")
     assert here().torch_name in device.says
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "level", "says"),
+    [
+        ("DG_XDIT_ULYSSES_DEGREE", "4", "note", "several devices for one picture are not there yet"),
+        ("DG_XDIT_RING_DEGREE", "1", None, ""),
+        ("DG_XDIT_USE_CFG_PARALLEL", "true", "note", "not there yet"),
+        ("DG_STEP1X_QUANTIZED", "1", "note", "quantization is not there yet"),
+        ("DG_FLUX_KONTEXT_OFFLOAD", "1", "ok", "asks for model-offload"),
+        ("DG_HUNYUAN_IMAGE_3_ATTN_IMPL", "flash_attention_2", "ok", "asks for attention-backend=flash"),
+        ("CUDA_MODULE_LOADING", "LAZY", "ok", "as CUDA does since 12.2"),
+        ("CUDA_MODULE_LOADING", "EAGER", "note", "loads every kernel at the start"),
+    ],
+)
+def test_what_diffgentor_and_the_guides_set_is_answered(name, value, level, says):
+    found = [one for one in variables.variable_findings({name: value}, 2) if one.subject == name]
+    assert [one.level for one in found] == ([level] if level else [])
+    assert all(says in one.says for one in found)

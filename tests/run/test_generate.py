@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload
+from diffusers import StableDiffusionImg2ImgPipeline, UniPCMultistepScheduler
+from optimizers.off_decode import taesd_folder
 
+import safelight
 from safelight.config import Request
 from safelight.errors import DoesNotApply, OutOfMemory, SpoiledPicture, UnknownName, UsageError
 from safelight.measure.clock import Clock
@@ -140,6 +144,74 @@ def test_a_picture_spoiled_also_in_float32_is_an_error(unet_pipe, value):
     BrokenVae(unet_pipe, value, also_in_float32=True)
     with pytest.raises(SpoiledPicture, match="also with the VAE in float32"):
         draw(unet_pipe)
+
+
+def overflowing(vae):
+    """A decoder that gives not-a-number in 16 bits, as those of SDXL do."""
+
+    def spoil(_module, _inputs, output):
+        return output if output.dtype == torch.float32 else output * float("nan")
+
+    return vae.decoder.register_forward_hook(spoil)
+
+
+@pytest.mark.parametrize("more", ["", ",vae-tiling=16", ",tiny-vae={}", ",vae-tiling=16,vae-slicing"])
+def test_float32_mends_a_picture_while_optimizers_act_on_the_vae(unet_pipe, more):
+    written = "dtype=bfloat16" + more.format(taesd_folder())
+    with safelight.optimize(unet_pipe, written, width=32, height=32, batch_size=2) as session:
+        held = [parameter.data_ptr() for parameter in unet_pipe.vae.parameters()]
+        hook = overflowing(unet_pipe.vae)
+        pictures = session.generate("a cat", steps=2, seed=1, count=2, batch_size=2).pictures
+        hook.remove()
+        assert all(picture.vae_retried and pixels(picture).std() > 0 for picture in pictures)
+        assert [parameter.data_ptr() for parameter in unet_pipe.vae.parameters()] == held
+        assert {parameter.dtype for parameter in unet_pipe.vae.parameters()} == {torch.bfloat16}
+
+
+def test_a_vae_that_is_upcast_overflows_no_more(unet_pipe):
+    with safelight.optimize(unet_pipe, "dtype=bfloat16,upcast-vae") as session:
+        hook = overflowing(unet_pipe.vae)
+        (picture,) = session.generate("a cat", steps=2, seed=1).pictures
+        hook.remove()
+    assert not picture.vae_retried
+
+
+def test_a_vae_whose_weights_lie_elsewhere_is_not_upcast(unet_pipe):
+    unet_pipe.to(torch.bfloat16)
+    good = pixels(draw(unet_pipe)[0])
+    cpu_offload(unet_pipe.vae, torch.device("cpu"))
+    assert next(unet_pipe.vae.parameters()).is_meta
+    assert (pixels(draw(unet_pipe)[0]) == good).all()
+    overflowing(unet_pipe.vae)
+    with pytest.raises(SpoiledPicture, match="an offloaded VAE is not upcast"):
+        draw(unet_pipe)
+    assert {parameter.dtype for parameter in unet_pipe.vae.parameters()} == {torch.bfloat16}
+
+
+def test_a_vae_whose_weights_come_layer_by_layer_is_mended(unet_pipe):
+    unet_pipe.to(torch.bfloat16)
+    unet_pipe.vae.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    overflowing(unet_pipe.vae)
+    assert draw(unet_pipe)[0].vae_retried
+    assert {parameter.dtype for parameter in unet_pipe.vae.parameters()} == {torch.bfloat16}
+
+
+def test_plain_diffusers_from_pipe_upcasts_the_models_it_shares(unet_pipe):
+    """diffusers issue 12754: without a dtype it converts the original's models, too; our own object does not."""
+    unet_pipe.to(torch.bfloat16)
+    own = run.own_object(unet_pipe)
+    assert own.unet is unet_pipe.unet
+    assert own.scheduler is not unet_pipe.scheduler
+    assert unet_pipe.unet.dtype == torch.bfloat16
+    StableDiffusionImg2ImgPipeline.from_pipe(unet_pipe)
+    assert unet_pipe.unet.dtype == torch.float32
+
+
+def test_a_model_whose_own_scheduler_gives_not_a_number_draws(unet_pipe):
+    unet_pipe.scheduler = UniPCMultistepScheduler.from_config(unet_pipe.scheduler.config, solver_type="bh1")
+    plain = unet_pipe("a cat", num_inference_steps=3, output_type="latent").images
+    assert not torch.isfinite(plain).all()
+    assert pixels(draw(unet_pipe)[0]).std() > 0
 
 
 def test_a_denoiser_that_gives_nan_is_named(unet_pipe):
