@@ -54,6 +54,8 @@ def check(pipe, names, batch=None):
     with Session(pipe, tiny.cpu(), wish(written(names)), width=32, height=32, batch_size=batch) as session:
         assert {status.name for status in session.status() if status.engaged} == set(names)
         assert torch.isfinite(draw(pipe, batch)).all()
+        # what is compiled once must not be compiled anew for every call
+        assert not [status for status in session.status() if "came later" in status.evidence]
     assert torch.equal(draw(pipe, batch), plain)
 
 

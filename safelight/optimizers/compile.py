@@ -257,6 +257,8 @@ def settings(recipe: Recipe) -> Iterator[None]:
         inductor.patch(freezing=recipe.freeze),
     ):
         yield
+    # frozen weights would stay in its caches, and code that it gave up on once stays uncompiled for the next pipeline
+    torch._dynamo.reset()
 
 
 def _freezes(target: Target, backend: str) -> bool:

@@ -74,6 +74,14 @@ _TABLE = (
         )
         for compiler in COMPILERS
     ),
+    *(
+        Pair(
+            frozenset({"attention-slicing", compiler}),
+            "the compiler unrolls the loop over the slices, again for every part of a model (14 graphs for 5 blocks)",
+            "https://docs.pytorch.org/docs/stable/torch.compiler_troubleshooting.html",
+        )
+        for compiler in COMPILERS
+    ),
     Pair(
         frozenset({"deep-cache", "compile"}),
         "the cache's decisions are compiled in, a graph for every step; compile-blocks leaves them outside",
@@ -85,7 +93,7 @@ _TABLE = (
             "it counts inside the blocks, and every count compiles them anew (29 graphs in 8 steps, torch 2.13)",
             "https://huggingface.co/docs/diffusers/optimization/cache",
         )
-        for cache in ("taylorseer-cache", "pyramid-attention-broadcast")
+        for cache in ("taylorseer-cache", "pyramid-attention-broadcast", "faster-cache")
         for compiler in COMPILERS
     ),
     *(_graphs(compiler, mover) for compiler in COMPILERS for mover in MOVING),
@@ -96,7 +104,7 @@ _TABLE = (
             "the cache decides between blocks, where one whole graph has no place for a decision",
             "https://huggingface.co/docs/diffusers/optimization/cache",
         )
-        for cache in ("first-block-cache", "mag-cache", "faster-cache")
+        for cache in ("first-block-cache", "mag-cache")
     ),
     *(
         Pair(

@@ -116,8 +116,11 @@ class Seen:
         self.latest = {}
 
     def look(self, name: str) -> Callable[..., None]:
+        import torch
+
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            self.latest.setdefault(name, name_of(output.dtype))
+            if not torch.compiler.is_compiling():  # or each call would be compiled anew for what is noted here
+                self.latest.setdefault(name, name_of(output.dtype))
 
         return hook
 
@@ -243,6 +246,8 @@ def channels_last(pipe: Any, target: Target) -> Iterator[Proof]:
     seen: Counter[bool] = Counter()
 
     def look(_module: Any, _inputs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():  # or each call would be compiled anew for what is counted here
+            return
         seen[output.is_contiguous(memory_format=torch.channels_last) and not output.is_contiguous()] += 1
 
     with kept_tensors(pipe):

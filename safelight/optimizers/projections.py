@@ -37,8 +37,8 @@ class Product:
     """One matrix product in the place of several layers' own.
 
     joined: the layer that has all their weights. sizes: channels of each. kept: the input and what the layers after
-    the first will want of its product. taken: which layers found theirs ready. It is written and never read back in
-    a run: torch.compile would guard on it.
+    the first will want of its product. taken: which layers found theirs ready, in a call that was not compiled:
+    torch.compile would guard on it.
     """
 
     joined: Any
@@ -48,10 +48,13 @@ class Product:
 
     def give(self, index: int, x: "Tensor") -> "Tensor":
         """What layer `index` makes of x; right in any order of calls, and cheap in the usual one."""
+        import torch
+
         kept = self.kept
         if kept is not None and is_same(kept[0], x) and kept[1] == index:
             mine, *rest = kept[2]
-            self.taken[index] = True
+            if not torch.compiler.is_compiling():
+                self.taken[index] = True
         else:
             mine, *rest = self.joined(x).split(self.sizes, dim=-1)[index:]
         self.kept = (x, index + 1, tuple(rest)) if rest else None
@@ -59,7 +62,6 @@ class Product:
 
     def begin(self, _pipe: Any = None) -> None:
         self.kept = None
-        self.taken.clear()
 
 
 def is_same(x: Any, y: Any) -> bool:
