@@ -33,7 +33,8 @@ PROMPTS = (
     "a pizza, flat, on a red background",
     "a bicycle, line art, on a white background",
 )
-ROUNDING = "dtype=bfloat16,channels-last,compile-blocks"
+ROUNDING = "dtype=bfloat16,channels-last,compile"
+CUTOFF = "guidance-cutoff=0.7,guidance-cutoff.reuse=true"
 CASES: dict[str, dict] = {
     "firstlight 64 px": {
         "model": "firstlight",
@@ -42,63 +43,46 @@ CASES: dict[str, dict] = {
             "dtype=bfloat16",
             "channels-last",
             "fused-qkv",
-            "compile-blocks",
-            "compile",
-            "attention-backend=math",
             "attention-slicing",
             "layerwise-casting",
             "prompt-cache",
             "guidance-split",
-            "guidance-cutoff=0.6,guidance-cutoff.reuse=true",
-            "deep-cache=2,deep-cache.order=1",
+            CUTOFF,
             "deep-cache=3",
             "deep-cache=5",
             "dtype=bfloat16,channels-last",
+            "dtype=bfloat16,channels-last,compile-blocks",
             ROUNDING,
-            "dtype=bfloat16,channels-last,compile",
-            f"{ROUNDING},deep-cache=3",
             f"{ROUNDING},deep-cache=5",
-            f"{ROUNDING},deep-cache=5,prompt-cache",
         ],
     },
     "firstlight 64 px, batches of 8": {
         "model": "firstlight",
         "side": 64,
         "batch": 8,
-        "plans": ["dtype=bfloat16", "vae-slicing", "guidance-split", ROUNDING, f"{ROUNDING},deep-cache=5"],
-    },
-    "firstlight 256 px": {
-        "model": "firstlight",
-        "side": 256,
-        "prompts": 2,
         "plans": [
             "dtype=bfloat16",
-            "channels-last",
-            "token-merging=0.5",
-            "vae-tiling=64",
-            "split-attention=256",
-            "guidance-cutoff=0.6,guidance-cutoff.reuse=true",
-            "deep-cache=3",
+            "vae-slicing",
+            "guidance-split",
             ROUNDING,
             f"{ROUNDING},deep-cache=5",
+            f"{ROUNDING},deep-cache=4,{CUTOFF}",
         ],
     },
     "SD1.5, random weights, 256 px": {
         "model": "sd15",
         "side": 256,
         "prompts": 1,
-        "steps": 10,
-        "plans": [
-            "dtype=bfloat16",
-            "dtype=bfloat16,channels-last",
-            ROUNDING,
-            "deep-cache=3",
-            f"{ROUNDING},deep-cache=3",
-            "drop-text-encoders",
-            "dtype=bfloat16,layerwise-casting",
-        ],
+        "steps": 6,
+        "plans": ["dtype=bfloat16", "dtype=bfloat16,drop-text-encoders", "deep-cache=3", ROUNDING],
     },
-    "SD1.5, random weights, 512 px": {
+    "firstlight 256 px": {
+        "model": "firstlight",
+        "side": 256,
+        "prompts": 2,
+        "plans": ["token-merging=0.5", "vae-tiling=64", "split-attention=256", CUTOFF, "deep-cache=3", ROUNDING],
+    },
+    "SD1.5, random weights, 512 px, bfloat16": {
         "model": "sd15",
         "side": 512,
         "prompts": 1,
@@ -233,12 +217,12 @@ def markdown(rows: list[dict], command: str) -> str:
         if "error" in r:
             lines.append(f"| {r['case']} | {r['plan']} | failed: {r['error']} | | | | | | |")
             continue
-        plain = r["plan"] == "none"
+        plain = r["plan"] == CASES[r["case"]].get("base", "none")
         low, high = r["x_plain_spread"]
         quality = "-" if plain else "equal" if r["equal"] else f"{r['psnr_db']:.1f} ({r['worst_psnr_db']:.1f}) dB"
         spread = "-" if plain else f"{r['x_plain']:.2f} ({low:.2f} to {high:.2f})"
         lines.append(
-            f"| {r['case']} | {'plain' if plain else r['plan']} | {r['step_seconds'] * 1000:.1f} ms "
+            f"| {r['case']} | {'plain' if r['plan'] == 'none' else r['plan']} | {r['step_seconds'] * 1000:.1f} ms "
             f"| {r['x_step']:.2f} | {r['seconds']:.3f} s | {spread} | {r['ready_seconds']:.0f} s "
             f"| {cell(r['peak_bytes'] and r['peak_bytes'] / 2**20, '{:.0f} MiB')} | {quality} |"
         )

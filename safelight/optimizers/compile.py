@@ -4,6 +4,7 @@ Every graph goes through a backend of our own around inductor, which counts grap
 compiled cannot show. Nothing global is left changed: what inductor and dynamo must be told is patched while it holds.
 """
 
+import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -100,7 +101,9 @@ class Watch:
 
     def gain(self) -> float:
         """Seconds that a call takes less than before; the first call of a run is a warm-up, if there are more."""
-        eager, compiled = (min(times[1:] or times, default=0.0) for times in (self.eager, self.compiled))
+        if not (self.eager and self.compiled):
+            return 0.0
+        eager, compiled = (statistics.fmean(times[1:] or times) for times in (self.eager, self.compiled))
         return eager - compiled
 
 

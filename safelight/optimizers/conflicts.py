@@ -82,11 +82,6 @@ _TABLE = (
         )
         for compiler in COMPILERS
     ),
-    Pair(
-        frozenset({"deep-cache", "compile"}),
-        "the cache's decisions are compiled in, a graph for every step; compile-blocks leaves them outside",
-        "https://docs.pytorch.org/docs/stable/torch.compiler_troubleshooting.html",
-    ),
     *(
         Pair(
             frozenset({cache, compiler}),

@@ -5,6 +5,7 @@ On a full step the feature that enters the outermost up blocks is kept. On the s
 run; the feature is the kept one, or what the last two of them make of it by a straight line through their timesteps.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -52,7 +53,11 @@ class _Feature:
 
 @dataclass
 class _Run:
-    """One run's state. A feature belongs to one kind of call: batches differ, guidance may take two calls a step."""
+    """One run's state. A feature belongs to one kind of call: batches differ, guidance may take two calls a step.
+
+    What the blocks read of it is set before the denoiser is called, and what they write is one tensor: a compiler that
+    sees them guards on `reuse` and `size` alone, and makes a graph of the full call and one of the other.
+    """
 
     steps: Steps
     interval: int
@@ -61,6 +66,9 @@ class _Run:
     features: dict[tuple[Any, ...], _Feature] = field(default_factory=dict)
     key: tuple[Any, ...] = ()  # of the call under way: the shape, the half of guidance, and which call of its step
     reuse: bool = False
+    size: tuple[int, int] = (0, 0)  # of the latents: (height, width)
+    kept: Any = None  # the feature, for a call that does not make it
+    made: Any = None  # the feature, by a call that did
     ran: int = 0
     skipped: int = 0
 
@@ -69,7 +77,7 @@ class _Run:
         self.forget()
 
     def forget(self) -> None:
-        self.features, self.key, self.ran, self.skipped = {}, (), 0, 0
+        self.features, self.key, self.kept, self.ran, self.skipped = {}, (), None, 0, 0
 
     def enter(self, sample: Any, timestep: Any) -> None:
         """Decides whether this call is a full one."""
@@ -80,41 +88,59 @@ class _Run:
         self.key = (tuple(sample.shape), half.get(), call)
         since = self.steps.index - (self.warmup - 1)  # the last step of the warm-up begins the first interval
         self.reuse = self.key in self.features and since > 0 and since % self.interval != 0
+        self.size = tuple(sample.shape[-2:])
+        self.kept = self.features[self.key].at(self.steps.time) if self.reuse else None
+        self.made = None
 
-    def keep(self, feature: Any) -> None:
-        self.features.setdefault(self.key, _Feature(self.order)).keep(self.steps.time, feature)
-
-    def kept(self) -> Any:
-        return self.features[self.key].at(self.steps.time)
+    def leave(self, blocks: int) -> None:
+        """blocks: how many deeper ones there are. That they ran shows in the feature that the last one made."""
+        if self.made is None:
+            self.skipped += blocks
+            return
+        self.ran += blocks
+        self.features.setdefault(self.key, _Feature(self.order)).keep(self.steps.time, self.made)
 
     def said(self) -> str:
         return f"skipped {self.skipped} of {self.skipped + self.ran} calls of the deeper blocks" if self.skipped else ""
 
 
-def _sometimes(run: _Run, block: Any, kind: str) -> Callable[..., Any]:
-    """The forward of a deeper block, run on full calls alone. kind: "down", "mid", "up", or "last" of the ups."""
-    import torch
+# The run whose denoiser is being called in this thread. Reached through its own module, a tensor of it would count as a
+# weight, which a compiler that freezes weights compiles in: a new graph for every kept feature (torch 2.13).
+_under_way = threading.local()
 
+
+def _sometimes(block: Any, level: int | None = None, is_last: bool = False) -> Callable[..., Any]:
+    """The forward of a deeper block, run on full calls alone. level: of a down block; is_last: of the up blocks."""
     forward = block.forward
-    shapes: dict[tuple[Any, ...], Any] = {}
 
     def forward_or_not(*args: Any, **kwargs: Any) -> Any:
+        run = _under_way.run
         if not run.reuse:
-            run.ran += 1
             made = forward(*args, **kwargs)
-            if kind == "last":
-                run.keep(made)
-            elif kind == "down":
-                shapes[run.key] = tuple(torch.empty(x.shape, device="meta") for x in made[1])
+            if is_last:
+                run.made = made
             return made
-        run.skipped += 1
-        if kind == "last":
-            return run.kept()
+        if is_last:
+            return run.kept
         sample = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        # the UNet counts the residuals of a down block, and may ask their shapes, before the up blocks drop them
-        return (sample, shapes[run.key]) if kind == "down" else sample
+        return sample if level is None else (sample, _residuals(block, level, run.size, sample))
 
     return forward_or_not
+
+
+def _residuals(block: Any, level: int, size: tuple[int, int], sample: Any) -> tuple[Any, ...]:
+    """Stand-ins of one number each: the UNet counts the residuals, and asks their sizes, before up blocks drop them.
+
+    Each downsampling halves and rounds up, or down without padding.
+    """
+
+    def at(level: int) -> Any:
+        height, width = (-(-side // 2**level) if block_pads else side // 2**level for side in size)
+        return sample.new_empty(1).expand(sample.shape[0], 1, height, width)
+
+    downsamplers = block.downsamplers or ()
+    block_pads = all(layer.padding for layer in downsamplers)
+    return (*(at(level) for _ in block.resnets), *(at(level + 1) for _ in downsamplers))
 
 
 @optimizer(
@@ -136,17 +162,20 @@ def deep_cache(
     unet = denoiser(pipe)
     forward = unet.forward
     run = _Run(Steps(pipe), interval, warmup, order)
-    deeper = [(block, "down") for block in unet.down_blocks[depth:]] + [(unet.mid_block, "mid")]
     ups = list(unet.up_blocks[:-depth])
-    deeper += [(block, "last" if block is ups[-1] else "up") for block in ups]
+    wrapped = [(block, _sometimes(block, level)) for level, block in enumerate(unet.down_blocks) if level >= depth]
+    wrapped += [(unet.mid_block, _sometimes(unet.mid_block))] if unet.mid_block is not None else []
+    wrapped += [(block, _sometimes(block, is_last=block is ups[-1])) for block in ups]
 
     def forward_with_cache(sample: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         run.enter(sample, timestep)
-        return forward(sample, timestep, *args, **kwargs)
+        _under_way.run = run
+        predicted = forward(sample, timestep, *args, **kwargs)
+        run.leave(len(wrapped))
+        return predicted
 
     with ExitStack() as stack:
-        for block, kind in deeper:
-            if block is not None:
-                stack.enter_context(swapped(block, forward=_sometimes(run, block, kind)))
+        for block, sometimes in wrapped:
+            stack.enter_context(swapped(block, forward=sometimes))
         stack.enter_context(swapped(unet, forward=forward_with_cache))
         yield Proof(run.said, steps=warmup + 2, begin=run.begin)

@@ -26,8 +26,9 @@ def full_steps(times, interval, warmup, calls=1):
         for _ in range(calls):
             run.enter(sample, time)
             if not run.reuse:
-                run.keep(sample)
+                run.made = sample
                 full.append(index)
+            run.leave(1)
     return full
 
 
@@ -54,7 +55,8 @@ def test_a_straight_line_is_continued_and_one_point_is_repeated():
 def test_half_a_batch_is_run_whole_when_it_first_comes(unet_pipe):
     run = _Run(Steps(Clocked([3, 2, 1])), 3, 1, 0)
     run.enter(torch.zeros(2, 4, 8, 8), 3)
-    run.keep(torch.zeros(1))
+    run.made = torch.zeros(1)
+    run.leave(1)
     run.enter(torch.zeros(1, 4, 8, 8), 2)
     assert not run.reuse
 
