@@ -59,7 +59,16 @@ def optimizers_page() -> str:
             f"| `{known.name}` | {known.stage.name.lower()} | {known.slot or '-'} | {known.fidelity.word} | {options} "
             f"| {known.price or '-'} | {fits[known.name]} | {known.summary} | [source]({known.source}) |"
         )
-    return "\n".join([*lines, *_conflicts(), *_aliases()]) + "\n"
+    return "\n".join([*lines, *_measured(), *_conflicts(), *_aliases()]) + "\n"
+
+
+def _measured() -> list[str]:
+    """The tables of the benchmarks of optimizers, as they stand in their pages."""
+    lines = ["", "## What each is worth", "", "Alone and in stacks; how it was measured stands in each page."]
+    for page in sorted(DOCS.parent.glob("benchmarks/optimizers*_*.md")):
+        table = [line for line in page.read_text().splitlines() if line.startswith("|")]
+        lines += ["", f"[benchmarks/{page.name}](../benchmarks/{page.name})", "", *table]
+    return lines
 
 
 def fits_where() -> dict[str, str]:

@@ -253,7 +253,7 @@ def _numbered(folder: Path, prefix: str, digits: int, count: int) -> list[Path]:
 
 
 def hush() -> None:
-    """The libraries' own progress bars and advice stay off; their errors reach us as exceptions."""
+    """The libraries' own progress bars and advice stay off; errors reach us as exceptions, our warnings as lines."""
     import warnings
 
     import diffusers
@@ -262,6 +262,7 @@ def hush() -> None:
 
     huggingface_hub.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"(diffusers|transformers|torch|accelerate|huggingface_hub)\b")
+    warnings.showwarning = lambda message, *_, **__: say(f"safelight: {message}")
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
