@@ -66,7 +66,7 @@ CASES: dict[str, dict] = {
             "guidance-split",
             ROUNDING,
             f"{ROUNDING},deep-cache=5",
-            f"{ROUNDING},deep-cache=4,{CUTOFF}",
+            f"{ROUNDING},compile.parts=denoiser+vae,deep-cache=4",
         ],
     },
     "SD1.5, random weights, 256 px": {
