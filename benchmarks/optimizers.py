@@ -74,7 +74,7 @@ CASES: dict[str, dict] = {
         "side": 256,
         "prompts": 1,
         "steps": 6,
-        "plans": ["dtype=bfloat16", "dtype=bfloat16,drop-text-encoders", "deep-cache=3", ROUNDING],
+        "plans": ["dtype=bfloat16", "deep-cache=3", ROUNDING],
     },
     "firstlight 256 px": {
         "model": "firstlight",
@@ -99,14 +99,13 @@ def opened(case: dict, optimize: str) -> "safelight.session.Session":
     if case["model"] == "firstlight":
         return safelight.load("firstlight", optimize=optimize, width=side, height=side, batch_size=batch)
     import fullsize
-    import torch
 
     from safelight import planner
     from safelight.probe.device import here
     from safelight.session import Session
 
     wish = planner.wish(optimize)
-    pipe = fullsize.build(case["model"], getattr(torch, planner.loading_dtype(wish, here("cpu"))))
+    pipe = fullsize.build(case["model"], planner.loading_dtype(wish, here("cpu")))
     return Session(pipe, here("cpu"), wish, width=side, height=side, batch_size=batch)
 
 
