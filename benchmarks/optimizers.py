@@ -251,6 +251,7 @@ def record(rows: list[dict], benchmark: str) -> None:
         if "error" in r or r["plan"] == "none" or len(names) > 1 or (name := names.pop()) in found:
             continue
         kept = {key: r[key] for key in ("case", "plan", "seconds", "x_plain", "peak_bytes", "psnr_db")}
+        kept = {key: round(value, 3) if isinstance(value, float) else value for key, value in kept.items()}
         found[name] = {**kept, "benchmark": benchmark}
     path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
 
