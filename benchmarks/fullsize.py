@@ -106,6 +106,15 @@ FLUX = {
     "pooled_projection_dim": 768,
     "axes_dims_rope": (16, 56, 56),
 }
+DIT_S2 = {
+    "sample_size": 32,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 12,
+    "num_attention_heads": 6,
+    "attention_head_dim": 64,
+}
 SD_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 FLUX_DEV_NOISE = {"shift": 3.0, "use_dynamic_shifting": True, "max_image_seq_len": 4096}
 
@@ -145,6 +154,12 @@ MODELS: dict[str, dict[str, Part]] = {
     },
     "flux1-dev": _flux(True, FLUX_DEV_NOISE),  # black-forest-labs/FLUX.1-dev
     "flux1-schnell": _flux(False, {"shift": 1.0}),  # black-forest-labs/FLUX.1-schnell
+    # DiT-S/2 of https://arxiv.org/abs/2212.09748 as diffusers has it, with an embedder of steps and labels in each block
+    "dit-s2": {
+        "transformer": ("diffusers", "DiTTransformer2DModel", DIT_S2),
+        "vae": ("diffusers", "AutoencoderKL", VAE),
+        "scheduler": ("diffusers", "DDIMScheduler", {"beta_schedule": "linear", "clip_sample": False}),
+    },
 }
 NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 PIPELINES: dict[str, tuple[str, dict[str, Any]]] = {  # class, and what it wants beside its parts
@@ -153,6 +168,7 @@ PIPELINES: dict[str, tuple[str, dict[str, Any]]] = {  # class, and what it wants
     "sd35-medium": ("StableDiffusion3Pipeline", {}),
     "flux1-dev": ("FluxPipeline", {}),
     "flux1-schnell": ("FluxPipeline", {}),
+    "dit-s2": ("DiTPipeline", {}),
 }
 T5_TOKENS = {"sd35-medium": 256, "flux1-dev": 512, "flux1-schnell": 256}  # model_max_length of the T5 tokenizer
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'-()"

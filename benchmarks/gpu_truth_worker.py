@@ -19,13 +19,13 @@ from typing import Any
 import fullsize
 import numpy as np
 
+from safelight.config import Request
 from safelight.errors import DidNotEngage, UsageError
 from safelight.optimizers.registry import swapped
 from safelight.planner import wish
 from safelight.probe.device import Device, here
 from safelight.run.load import Loaded, pipeline
 from safelight.session import Session
-from safelight.simulate.cost import TYPICAL
 
 MARK = "ROW "
 PROMPT, SEED = "a lighthouse on a cliff, 3d", 1
@@ -86,7 +86,7 @@ def measured(pipe: Any, device: Device, specification: dict[str, Any], row: dict
             "compile_seconds": compile_seconds() - compiled,
             "steps": row["steps"],
             "engaged": {status.name: status.evidence for status in session.status()},
-            **predicted(session),
+            **predicted(session, row["steps"], batch),
         }
     if row["comparable"]:
         found |= compared(seen, Path(specification["reference"]), is_plain=not row["plan"])
@@ -150,14 +150,17 @@ def compile_seconds() -> float:
     return sum(compilation_time_metrics.get("_compile.compile_inner", []))
 
 
-def predicted(session: Session) -> dict[str, Any]:
-    """The share of plain's seconds and bytes that the plan expects; nothing where it has nothing to say."""
-    cost = session.plan.cost
-    if cost == TYPICAL:
+def predicted(session: Session, steps: int, batch: int) -> dict[str, Any]:
+    """What the run was to take, by rates measured on this device; nothing where nobody can say."""
+    side = session.width
+    asked = Request(PROMPT, width=side, height=side, seed=SEED, steps=steps, count=batch, batch_size=batch)
+    cost = session.predicted(session.settle(asked))
+    if cost is None:
         return {}
     return {
-        "predicted_seconds_share": cost.seconds / TYPICAL.seconds,
-        "predicted_bytes_share": cost.peak / TYPICAL.peak,
+        "predicted_seconds": cost.seconds,
+        "predicted_seconds_per_step": cost.step_seconds,
+        "predicted_peak_bytes": cost.peak_bytes,
     }
 
 

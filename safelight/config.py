@@ -22,6 +22,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "float": "float32"}
 PREFIX = "SAFELIGHT_"
 # far over what any model draws: more is a slip of the finger, and would fill the memory before anything else is said
+MOST_FRAMES = 10_000
 MOST = {"width": 16384, "height": 16384, "steps": 1000, "count": 100_000, "batch_size": 100_000}
 
 
@@ -84,6 +85,17 @@ def _is_whole(value: object, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
+UNITS = {"GIB": 2**30, "GB": 10**9, "MIB": 2**20, "MB": 10**6, "G": 2**30, "M": 2**20, "": 2**30}
+
+
+def bytes_of(asked: str) -> int:
+    """ "8GiB" -> 8 * 2**30; a number alone counts GiB. Raises UsageError."""
+    match = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*([a-zA-Z]*)\s*", asked, re.ASCII)
+    if match is None or match[2].upper() not in UNITS or not float(match[1]):
+        raise UsageError(f"{asked!r:.80} is no amount of memory: give such as 8GiB, 7.5GB or 6000MiB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
 def dtype_name(asked: str) -> str:
     """ "bf16" -> "bfloat16". Raises UnknownName."""
     name = DTYPE_NAMES.get(asked.lower(), asked.lower())
@@ -93,8 +105,9 @@ def dtype_name(asked: str) -> str:
 
 
 REQUEST_FIELDS = {field.name for field in fields(Request)}
-RUN_FIELDS = ("model", "vae", "lora", "device", "dtype", "optimize", "without", "out")
-LISTS = ("lora", "optimize", "without")  # in a file these may be lists of texts, too, and "optimize" a table
+PLAN_FIELDS = ("goal", "vram", "max_seconds", "fidelity", "keep")  # what a plan is made for
+RUN_FIELDS = ("model", "vae", "lora", "device", "dtype", "optimize", "without", "out", *PLAN_FIELDS)
+LISTS = ("lora", "optimize", "without", "keep")  # in a file these may be lists of texts, too, and "optimize" a table
 WORDS = ("optimize", "dtype")  # what is asked of the optimizers; see optimizers/words.py
 SETTINGS = frozenset(REQUEST_FIELDS) | frozenset(RUN_FIELDS)
 
@@ -107,7 +120,7 @@ def settings(environ: Mapping[str, str] | None = None, folder: Path | None = Non
     """
     environ = os.environ if environ is None else environ
     home = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".config")
-    places = [_read(path) for path in (home / "safelight" / "config.toml", (folder or Path.cwd()) / "safelight.toml")]
+    places = [read(path) for path in (home / "safelight" / "config.toml", (folder or Path.cwd()) / "safelight.toml")]
     places.append(_variables(environ))
     found: dict[str, Any] = {}
     for place in places:
@@ -152,7 +165,7 @@ def diffgentor(model: str, environ: Mapping[str, str] | None = None) -> list[str
     return [word for word in asked if word]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """The table of a settings file, its keys and the kinds of its values checked; {} where there is no file."""
     if not path.is_file():
         return {}
@@ -199,6 +212,13 @@ def _parsed(name: str, value: Any) -> Any:
 def environment() -> Mapping[str, str]:
     """Other people's variables (PYTORCH_ALLOC_CONF, HF_HOME, ...), for `doctor` to look at."""
     return os.environ
+
+
+def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """Where what can be made anew is kept; it need not be there yet. LOCALAPPDATA is Windows' place for it."""
+    environ = os.environ if environ is None else environ
+    named = environ.get("XDG_CACHE_HOME") or environ.get("LOCALAPPDATA")
+    return Path(named or Path(environ.get("HOME", "~")).expanduser() / ".cache") / "safelight"
 
 
 def is_terminal() -> bool:

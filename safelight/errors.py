@@ -5,6 +5,7 @@ SafelightError                   exit 1   the run failed
 │   ├── UnknownName              exit 2   no such optimizer, sampler, option, ...: names the nearest
 │   ├── ModelNotFound            exit 2   no such folder, file or repository
 │   ├── DoesNotApply             exit 2   an optimizer was asked for that cannot act here
+│   ├── CannotPredict            exit 2   nobody knows how a part of this model is called
 │   └── Conflict                 exit 2   two optimizers were asked for that exclude each other
 ├── DamagedModel                 exit 1   a folder or file that cannot be read as a model
 ├── DidNotEngage                 exit 1   an optimizer was applied and left no evidence of an effect
@@ -44,6 +45,10 @@ class ModelNotFound(UsageError):
 
 
 class DoesNotApply(UsageError):
+    pass
+
+
+class CannotPredict(UsageError):
     pass
 
 

@@ -4,6 +4,7 @@ with safelight.load("firstlight", optimize="auto") as session:
     picture = session.generate("a red apple, 3d, on a blue background", seed=1).pictures[0]
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,18 +12,21 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from safelight.config import VERSION, Request
-from safelight.errors import DidNotEngage, SafelightError, UsageError
+from safelight.errors import DidNotEngage, OutOfMemory, SafelightError, UsageError
 from safelight.measure.clock import Clock, synchronizer
 from safelight.measure.memory import PeakMemory
 from safelight.optimizers.registry import OPTIMIZERS, Proof, Registry
 from safelight.optimizers.target import denoiser, target_of
-from safelight.planner import Choice, Plan, Wish, plan
+from safelight.planner import Choice, Forecast, Plan, Wish, plan, still_fitting
+from safelight.planner.forecast import Chosen
 from safelight.probe.device import Device
 from safelight.run import generate as run
+from safelight.run.expected import Expected
 from safelight.run.generate import Checkpoint, Picture, Progress
 from safelight.run.load import one_line_errors
 from safelight.run.preview import Previews, Show
 from safelight.sampling import schedulers, upscalers
+from safelight.simulate.cost import Cost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from safelight.run.record import Record
 
 NO_PREVIEWER = "nothing here decodes previews: add -o tiny-vae.use=preview"
+STILL_TOO_MUCH = 0.9  # of the predicted peak of a plan that ran out of memory
 PLACEMENT = "placement"  # the slot of the optimizers that say what lies where
 
 
@@ -83,6 +88,8 @@ class Session:
     """A loaded pipeline with a plan applied. Use as a context manager, or call `close`.
 
     width, height, batch_size: the pictures that the plan is made for and the smoke run draws; None is the model's own.
+    prepared, forecast: the plan made before the weights were loaded, and what it rests on. remember: what runs take is
+    kept for later predictions.
     Threads may share a session: batches take turns. Two sessions over the same models may run at once only if neither
     has optimizers, whose state lies in the models; and each needs a pipeline object of its own.
     Raises whatever the plan raises, and DidNotEngage when an optimizer leaves no evidence; the pipeline is then as it
@@ -98,11 +105,16 @@ class Session:
     height: int | None = None
     batch_size: int = 1
     registry: Registry = field(default_factory=lambda: OPTIMIZERS)
+    prepared: Plan | None = None
+    forecast: Forecast | None = None
+    remember: bool = False
 
     def __post_init__(self) -> None:
         run.check_supported(self.pipe)
         self.checkpoint = Checkpoint.of(self.pipe)
         self._turn = Lock()
+        self._undo: ExitStack | None = None
+        self._planned_again = False
         side = run.own_side_px(self.pipe)
         self.target = target_of(
             self.pipe,
@@ -112,7 +124,23 @@ class Session:
             batch_size=self.batch_size,
             disposable=self.loaded is not None,
         )
-        self._plan = plan(self.target, self.wish, self.registry)
+        name = self.loaded.name if self.loaded else type(self.pipe).__name__
+        self.expected = Expected(self.pipe, self.target, name, self.forecast, self.remember)
+        self._plan = self._first_plan()
+        try:
+            self._open()
+        except OutOfMemory as error:
+            self._plan_again(error)
+            self._open()
+
+    def _first_plan(self) -> Plan:
+        if self.prepared is not None:
+            return still_fitting(self.prepared, self.target)
+        forecast = self.expected.made() if self.wish.auto else None
+        return plan(self.target, self.wish, self.registry, forecast)
+
+    def _open(self) -> None:
+        """Places the weights, applies the plan and proves it; all undone if anything of it fails."""
         self._proofs: tuple[Proof, ...] = ()
         self._smoke_evidence: tuple[str, ...] = ()
         if not any(choice.optimizer.slot == PLACEMENT for choice in self._plan.choices):
@@ -123,7 +151,21 @@ class Session:
             self._proofs = tuple(self._apply(stack, choice) for choice in self._plan.choices)
             if self._proofs:
                 self._smoke_evidence = self._prove()
-            self._undo: ExitStack | None = stack.pop_all()
+            self._undo = stack.pop_all()
+
+    def _plan_again(self, error: OutOfMemory) -> None:
+        """Once, with a smaller peak than that of the plan that was too large. Raises `error` where nothing is left."""
+        if self._planned_again or self._plan.cost is None:
+            raise error
+        self._planned_again = True
+        self.close()
+        self.pipe.to("cpu")
+        too_much = round(self._plan.cost.peak_bytes * STILL_TOO_MUCH)
+        try:
+            self._plan = plan(self.target, self.wish, self.registry, self.expected.made(), below_bytes=too_much)
+        except OutOfMemory as smallest:
+            raise OutOfMemory(f"{error}; and nothing smaller is known: {smallest}") from error
+        warnings.warn(f"out of memory, so that it is planned again: -o {self._plan.written} ({error})", stacklevel=2)
 
     def _apply(self, stack: ExitStack, choice: Choice) -> Proof:
         return choice.optimizer.enter(stack, self.pipe, self.target, choice.options)
@@ -141,11 +183,13 @@ class Session:
         )
         request = run.settle(self.pipe, request, self.defaults)
         shown = self._previews(lambda step, images: None, 1) if self._previewer else None
+        memory = PeakMemory(self.device.kind)
         for _ in range(max(proof.runs for proof in self._proofs)):
             for _picture in run.pictures(
                 self.pipe, request, self.device, self.checkpoint, begin=self._begin, preview=shown
             ):
                 pass
+        self._note_growth(memory)
         found = tuple(proof.evidence() for proof in self._proofs)
         if idle := [c.optimizer.name for c, said in zip(self._plan.choices, found, strict=True) if not said]:
             raise DidNotEngage(f"{' and '.join(idle)} was applied but shows no effect: leave it out with --without")
@@ -201,18 +245,53 @@ class Session:
             raise SafelightError("this session is closed: load the model again")
         settled = self.settle(request)
         clock, memory = Clock(synchronizer(self.device.kind)), PeakMemory(self.device.kind)
-        drawn = run.pictures(
-            self.pipe,
-            settled,
-            self.device,
-            self.checkpoint,
-            clock=clock,
-            progress=progress,
-            begin=self._begin,
-            preview=self._previews(preview, preview_every),
-            turn=self._turn,
-        )
-        return Run(settled, drawn, clock, memory)
+        shown = self._previews(preview, preview_every)
+
+        def draw(first: int) -> Iterator[Picture]:
+            return run.pictures(
+                self.pipe,
+                settled,
+                self.device,
+                self.checkpoint,
+                clock=clock,
+                progress=progress,
+                begin=self._begin,
+                preview=shown,
+                turn=self._turn,
+                first=first,
+            )
+
+        return Run(settled, self._drawn(draw, settled, clock, memory), clock, memory)
+
+    def _drawn(
+        self, draw: Callable[[int], Iterator[Picture]], request: Request, clock: Clock, memory: PeakMemory
+    ) -> Iterator[Picture]:
+        """The pictures; planned again where memory runs out, and what the run took kept."""
+        done = 0
+        try:
+            for picture in draw(0):
+                yield picture
+                done += 1
+        except OutOfMemory as error:
+            self._plan_again(error)
+            self._open()
+            yield from draw(done)
+            return
+        self._note_growth(memory)
+        self.expected.keep(request, self._chosen, clock.seconds, memory.read())
+
+    def _note_growth(self, memory: PeakMemory) -> None:
+        if self.expected.grown_bytes is None:
+            self.expected.grown_bytes = memory.growth()
+
+    @property
+    def _chosen(self) -> tuple[Chosen, ...]:
+        return tuple((choice.optimizer, choice.options) for choice in self._plan.choices)
+
+    def predicted(self, request: Request) -> Cost | None:
+        """What one batch of a settled request is predicted to take under the plan; None for a model that cannot be
+        predicted."""
+        return self.expected.cost(request, self._chosen)
 
     def generate(
         self,

@@ -1,6 +1,15 @@
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Nothing is written to the cache of whoever runs the tests; this machine is measured once."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(path))
+        yield path / "safelight"
+
+
 @pytest.fixture(params=["unet", "transformer"])
 def pipe(request):
     """A tiny pipeline with a UNet, then one with a transformer."""

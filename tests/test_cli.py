@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from safelight import cli, config
 from safelight.optimizers import OPTIMIZERS
 from safelight.probe import device
 from safelight.run import metadata
+from safelight.simulate import measurements
 
 SMALL = ("--steps", 2, "--width", 32, "--height", 32)
 BATCH = ("--seed", 7, "--count", 3, "--batch-size", 2)
@@ -40,11 +41,20 @@ class Ran:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
+def plain(tmp_path_factory):
+    """Settings of somebody who wants nothing planned, which would take longer than all else."""
+    folder = tmp_path_factory.mktemp("settings")
+    (folder / "safelight").mkdir()
+    (folder / "safelight" / "config.toml").write_text('optimize = "none"')
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path, plain):
     """Runs the command line here, in an empty folder, without the settings of whoever runs the tests."""
     for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nobody"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(plain))
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
 
@@ -589,7 +599,10 @@ def test_a_bad_flag_is_refused_in_one_line_and_nothing_is_written(draw, tmp_path
     ("arguments", "says"),
     [
         (("generte", "a cat"), "unknown command 'generte': did you mean generate"),
-        (("zzz",), "unknown command 'zzz': known: doctor, generate, info, optimizers, t2i, translate"),
+        (
+            ("zzz",),
+            "unknown command 'zzz': known: doctor, generate, info, measurements, optimizers, plan, presets, t2i, ",
+        ),
         (("generate",), "what shall be drawn?"),
         (("generate", ""), "what shall be drawn?"),
         (("generate", " \n"), "what shall be drawn?"),
@@ -720,13 +733,16 @@ def test_a_truncated_single_file_is_refused(draw, folder, tmp_path):
 def decoding(monkeypatch):
     """Puts a function (call's number, vae) before every decoding: it raises, or says "spoil it"."""
     from diffusers import AutoencoderKL
+    from torch._subclasses.fake_tensor import FakeTensor
 
     real, calls = AutoencoderKL.decode, []
 
     def install(before):
         def decode(vae, latents, return_dict=True):
-            calls.append(latents)
             (decoded,) = real(vae, latents, return_dict=False)
+            if isinstance(latents, FakeTensor):  # only predicted
+                return (decoded,)
+            calls.append(latents)
             return (decoded * float("nan"),) if before(len(calls), vae) else (decoded,)
 
         monkeypatch.setattr(AutoencoderKL, "decode", decode)
@@ -957,6 +973,76 @@ def test_translate_as_json_is_one_document(run):
 
 def test_translate_refuses_an_unknown_flag(run):
     assert_refused(run("translate", "--xfromers"), 2, "unknown flag '--xfromers': did you mean --xformers")
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """The user's measurements, as yet none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return measurements.here()
+
+
+def measured(**changed):
+    values = {"when": "2026-01-31T12:00:00.000+00:00", "device": "RTX 3060", "model": "sd15", "width": 512}
+    values |= {"height": 768, "frames": 1, "batch_size": 2, "guided": True, "plan": "", "versions": "torch 2.13.0"}
+    values |= {"steps": 20, "encode_seconds": 0.1, "step_seconds": 0.15, "decode_seconds": 1.0}
+    values |= {"predicted_encode_seconds": 0.1, "predicted_step_seconds": 0.125, "predicted_decode_seconds": 1.0}
+    values |= {"peak_bytes": 3 * 2**30, "predicted_peak_bytes": 2**31}
+    return measurements.Measurement(**values | changed)
+
+
+def test_measurements_are_a_table_newest_first(run, store):
+    store.add(measured())
+    store.add(measured(when="2026-02-01T08:30:00.000+00:00", plan="auto", frames=16, peak_bytes=None, model="a\x1b[0m"))
+    ran = run("measurements")
+    assert (ran.code, ran.err) == (0, "")
+    head, *lines = [re.split(r"  +", line) for line in ran.out.splitlines()]
+    assert head == ["when (UTC)", "device", "model", "size", "batch", "plan", "ms per step", "peak"]
+    assert lines == [
+        [
+            *("2026-02-01 08:30:00", "RTX 3060", "a\\x1b[0m", "512x768, 16 frames"),
+            *("2", "auto", "125.0 -> 150.0", "2048 MiB -> not measured"),
+        ],
+        ["2026-01-31 12:00:00", "RTX 3060", "sd15", "512x768", "2", "plain", "125.0 -> 150.0", "2048 MiB -> 3072 MiB"],
+    ]
+
+
+def test_measurements_as_json_are_one_document(run, store):
+    store.add(measured())
+    document = json.loads(run("measurements", "--json", "--device", "RTX 3060", "--model", "sd15").out)
+    assert document == {"schema": 1, "file": str(store.path), "measurements": [asdict(measured())]}
+
+
+def test_without_measurements_nothing_is_on_stdout_but_the_document(run, store):
+    ran = run("measurements")
+    assert (ran.code, ran.out, ran.err) == (0, "", "no measurements yet\n")
+    assert json.loads(run("measurements", "--json").out)["measurements"] == []
+    assert not store.path.parent.exists()
+
+
+@pytest.mark.parametrize("kind", ["device", "model"])
+def test_measurements_of_what_was_never_measured_name_the_nearest(run, store, kind):
+    store.add(measured(**{kind: "sdxl-base"}))
+    ran = run("measurements", f"--{kind}", "sdxl-bse")
+    assert_refused(ran, 2, f"unknown measured {kind} 'sdxl-bse': did you mean sdxl-base?")
+
+
+def test_measurements_clear_says_how_many_went(run, store):
+    for model in ("sd15", "sdxl", "sdxl"):
+        store.add(measured(model=model))
+    assert run("measurements", "--clear", "--model", "sd15").err == "1 measurement deleted\n"
+    assert json.loads(run("measurements", "--clear", "--json").out)["cleared"] == 2
+    assert run("measurements", "--clear").err == "0 measurements deleted\n"
+
+
+def test_measurements_in_a_damaged_file_are_refused_until_they_are_cleared(run, store):
+    store.path.parent.mkdir(parents=True)
+    store.path.write_bytes(b"this is no database" * 100)
+    assert_refused(run("measurements"), 4, str(store.path), "is damaged", "safelight measurements --clear")
+    ran = run("measurements", "--clear")
+    assert ran.code == 0
+    assert "was damaged, and is deleted" in ran.err
+    assert run("measurements").err == "no measurements yet\n"
 
 
 @pytest.mark.parametrize("command", [None, *cli.app.commands])

@@ -1,8 +1,10 @@
 """Requests that cannot be right are refused; settings come from files, then the environment."""
 
+from pathlib import Path
+
 import pytest
 
-from safelight.config import DIFFGENTOR, MAX_SEED, Request, diffgentor, dtype_name, settings
+from safelight.config import DIFFGENTOR, MAX_SEED, Request, cache_folder, diffgentor, dtype_name, settings
 from safelight.errors import UnknownName, UsageError
 
 
@@ -96,3 +98,17 @@ def test_diffgentors_variables_ask_for_something_where_the_model_is_of_their_fam
     assert diffgentor(f"owner/{family.upper()}-edit", {variable: value.upper()}) == [word]
     assert diffgentor(f"owner/{family}", {variable: "0"}) == []
     assert diffgentor("firstlight", {variable: value}) == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"HOME": "/home/ann"}, "/home/ann/.cache/safelight"),
+        ({"HOME": "/home/ann", "XDG_CACHE_HOME": "/fast"}, "/fast/safelight"),
+        ({"HOME": "/home/ann", "XDG_CACHE_HOME": ""}, "/home/ann/.cache/safelight"),
+        ({"LOCALAPPDATA": "/Users/ann/AppData/Local"}, "/Users/ann/AppData/Local/safelight"),
+    ],
+    ids=["home", "xdg", "an-empty-variable-is-none", "windows"],
+)
+def test_what_can_be_made_anew_is_kept_in_the_users_cache(environ, folder):
+    assert cache_folder(environ) == Path(folder)

@@ -23,6 +23,8 @@ PUBLISHED = {
     "sd35-medium": {"transformer": 2_243_171_520, "text_encoder_3": 4_762_310_656},
     "flux1-dev": {"transformer": 11_901_408_320, "text_encoder_2": 4_762_310_656},
     "flux1-schnell": {"transformer": 11_891_178_560, "text_encoder_2": 4_762_310_656},
+    # 33 million in the paper, and in diffusers an embedder of steps and labels more in each of 12 blocks but the first
+    "dit-s2": {"transformer": 39_805_088, "vae": 83_653_863},
 }
 
 

@@ -18,6 +18,7 @@ LAYERS = (
     ("planner",),
     ("run",),
     ("session",),
+    ("opening",),
     ("measure",),
     ("report",),
     ("__init__", "cli", "__main__"),
@@ -122,6 +123,8 @@ def test_importing_loads_no_torch(code):
         ["optimizers", "--names"],
         ["optimizers", "--help"],
         ["translate", "--medvram"],
+        ["plan", "--help"],
+        ["presets"],
     ],
 )
 def test_help_takes_under_half_a_second_of_processor_time(arguments):

@@ -7,7 +7,11 @@ import torch
 
 import safelight
 from safelight.config import Request
-from safelight.errors import SafelightError, UsageError
+from safelight.errors import OutOfMemory, SafelightError, UsageError
+from safelight.optimizers import OPTIMIZERS, Registry
+from safelight.planner import wish
+from safelight.session import Session
+from safelight.simulate.measurements import Store
 
 
 def pixels(picture):
@@ -86,9 +90,8 @@ def test_a_record_of_a_picture_holds_what_makes_it_again(unet_pipe):
 
 def test_load_opens_a_folder_and_plans(folder):
     with safelight.load(str(folder), optimize="auto", device="cpu") as session:
-        expected = [*(["dtype"] if "bfloat16" in tiny.cpu().fast_dtypes else []), "channels-last"]
-        assert [status.name for status in session.status()] == expected
-        assert session.plan.left["prompt-cache"] == "no gain expected here"
+        assert session.plan.cost.seconds <= session.plan.plain.seconds
+        assert set(session.plan.options) | set(session.plan.left) == set(OPTIMIZERS)
 
 
 def test_weights_are_loaded_in_the_planned_dtype_and_not_kept_twice(folder):
@@ -103,3 +106,81 @@ def test_all_that_is_public_is_there_and_documented():
     for name in safelight.__all__:
         thing = getattr(safelight, name)
         assert name == "__version__" or thing.__doc__
+
+
+# -- what was predicted ------------------------------------------------------------------------------------------------
+
+
+def short_of_memory(pipe, *, pictures, times=1):
+    """The denoiser runs out of memory `times` times when it is given more than so many latents at once."""
+    layer, left = pipe.unet.conv_in.forward, [times]
+
+    def forward(sample):
+        if sample.shape[0] > pictures and left[0]:
+            left[0] -= 1
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 123456 bytes.")
+        return layer(sample)
+
+    pipe.unet.conv_in.forward = forward
+    return pipe
+
+
+def planned(pipe, **wished):
+    """A session of four pictures at a time, by given rates, as this machine may be busy."""
+    forecast = tiny.forecast(pipe, tiny.cpu(), width=64, height=64, batch_size=4)
+    only = Registry({"guidance-split": OPTIMIZERS["guidance-split"]})
+    wished = wish("auto", registry=only, **wished)
+    return Session(pipe, tiny.cpu(), wished, width=64, height=64, batch_size=4, registry=only, forecast=forecast)
+
+
+def test_a_plan_that_runs_out_of_memory_is_made_again_once_and_no_picture_is_lost(unet_pipe):
+    with planned(unet_pipe) as session:
+        assert session.plan.options == {}
+        short_of_memory(unet_pipe, pictures=4)
+        with pytest.warns(UserWarning, match="out of memory, so that it is planned again: -o guidance-split"):
+            result = session.generate("a cat", steps=2, seed=3, count=8, batch_size=4)
+        assert session.plan.options == {"guidance-split": {}}
+    assert [picture.index for picture in result.pictures] == list(range(8))
+
+
+def test_running_out_of_memory_twice_is_an_error(unet_pipe):
+    with planned(unet_pipe) as session:
+        short_of_memory(unet_pipe, pictures=0, times=99)
+        with pytest.raises(OutOfMemory), pytest.warns(UserWarning, match="planned again"):
+            session.generate("a cat", steps=2, seed=3, count=4, batch_size=4)
+
+
+def test_what_was_asked_for_alone_is_never_planned_again(unet_pipe):
+    with safelight.optimize(short_of_memory(unet_pipe, pictures=0), "") as session, pytest.raises(OutOfMemory):
+        session.generate("a cat", steps=2, seed=3, width=32, height=32)
+
+
+def test_a_run_is_kept_beside_its_prediction_and_corrects_the_next(folder, cache):
+    Store(cache / "measurements.sqlite").clear()
+    request = Request("a cat", width=32, height=32, steps=2, seed=1)
+    with safelight.load(str(folder), optimize="none", device="cpu") as session:
+        settled = session.settle(request)
+        before = session.predicted(settled)
+        session.generate(settled)
+    (kept,) = Store(cache / "measurements.sqlite").rows()
+    assert (kept.plan, kept.width, kept.steps, kept.batch_size) == ("", 32, 2, 1)
+    assert kept.predicted_step_seconds == pytest.approx(before.step_seconds)
+    with safelight.load(str(folder), optimize="none", device="cpu") as session:
+        after = session.predicted(settled)
+    assert after.step_seconds == pytest.approx(kept.step_seconds)
+
+
+def test_what_no_prediction_was_asked_of_is_not_kept(folder, cache):
+    Store(cache / "measurements.sqlite").clear()
+    with safelight.load(str(folder), optimize="none", device="cpu") as session:
+        session.generate("a cat", width=32, height=32, steps=2, seed=1)
+    assert Store(cache / "measurements.sqlite").rows() == []
+
+
+def test_a_model_that_nobody_can_call_ahead_is_run_as_it_is(unet_pipe):
+    class Unknown(type(unet_pipe.unet)):
+        pass
+
+    unet_pipe.unet.__class__ = Unknown
+    with safelight.optimize(unet_pipe, "none") as session:
+        assert session.predicted(session.settle(Request("a cat", width=32, height=32))) is None

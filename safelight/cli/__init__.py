@@ -5,7 +5,6 @@ Results go to stdout (paths, or one JSON document with --json), everything else 
 
 import json
 import os
-import re
 import signal
 import sys
 from dataclasses import asdict
@@ -18,8 +17,10 @@ import safelight
 from safelight import config
 from safelight.cli.catalog import optimizers, translate
 from safelight.cli.draw import generate
+from safelight.cli.memory import measurements
+from safelight.cli.planning import plan, presets
 from safelight.errors import EnvironmentProblem, Interrupted, SafelightError, UnknownName, UsageError
-from safelight.report.terminal import say
+from safelight.report.terminal import harmless, say
 
 TERMINATED = 143
 
@@ -48,7 +49,7 @@ def app() -> None:
     """Run diffusion models fast and in little memory, without spoiling the picture."""
 
 
-for command in (generate, optimizers, translate):
+for command in (generate, plan, presets, optimizers, translate, measurements):
     app.add_command(command)
 
 
@@ -87,13 +88,8 @@ def _usage(error: click.UsageError) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    say(f"safelight: {_harmless(' '.join(message.split()))}")
+    say(f"safelight: {harmless(' '.join(message.split()))}")
     return code
-
-
-def _harmless(text: str) -> str:
-    """Control characters, which command a terminal, written out; but for the line break."""
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def _terminate(_signal: int, _frame: Any) -> NoReturn:
@@ -114,7 +110,7 @@ def info(picture: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(record) if record else {"parameters": text}, indent=2))
     else:
-        click.echo(_harmless(text) if text else "no A1111 parameters")
+        click.echo(harmless(text) if text else "no A1111 parameters")
         if record:
             click.echo(json.dumps(asdict(record), indent=2))
 

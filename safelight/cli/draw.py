@@ -18,8 +18,18 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from safelight.session import Result, Session
+    from safelight.simulate.cost import Cost
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# what a plan is made for
+PLANNED = (
+    click.option("--goal", help="balanced (default), fast, quality, low-memory or throughput."),
+    click.option("--vram", metavar="SIZE", help="What the device may spend: 8GiB; all there is by default."),
+    click.option("--max-seconds", metavar="S", help="Of one picture."),
+    click.option("--fidelity", help="What the picture may lose: exact, rounding, approximate; the goal's by default."),
+    click.option("--keep", multiple=True, metavar="NAMES", help="Optimizers to plan around; written as for -o."),
+    click.option("--without", multiple=True, metavar="NAME", help="Never this optimizer; may be given again."),
+)
 FLAGS = (
     click.option(
         "--model", help="firstlight (bundled), a diffusers folder, a .safetensors file, or a hub id[@revision]."
@@ -41,9 +51,13 @@ FLAGS = (
     click.option("--dtype", help="float32, bfloat16 or float16; short for -o dtype=..."),
     click.option("--device", help="cpu, cuda, cuda:1, mps, ...; the best there is by default."),
     click.option(
-        "-o", "--optimize", help='"auto", or names: "dtype=bfloat16,vae-tiling=256"; "none" forgets the settings.'
+        "-o",
+        "--optimize",
+        help='Names: "dtype=bfloat16,vae-tiling=256"; "none" is plain, "auto" what is planned, as without -o.',
     ),
-    click.option("--without", multiple=True, metavar="NAME", help="Never this optimizer; may be given again."),
+    *PLANNED,
+    click.option("--preset", metavar="NAME", help="Goal, limits and request by a name; safelight presets lists them."),
+    click.option("--plan", metavar="FILE", help="A plan file, as safelight plan --toml writes it; flags win."),
     click.option("--out", "-O", help="A .png, .jpg or .webp file, or a folder; safelight-0000.png and on by default."),
     click.option(
         "--preview", metavar="FILE", help="The first picture as it is, after each step; wants -o tiny-vae.use=preview."
@@ -116,7 +130,8 @@ def generate(prompt: str | None, **flags: Any) -> None:
         finally:
             for entry in [] if flags["as_json"] else done:
                 click.echo(entry["path"])
-    _report(done, result, session, as_json=flags["as_json"])
+        expected = session.predicted(result.request)
+    _report(done, result, session, expected, as_json=flags["as_json"])
 
 
 def _wanted(prompt: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,14 +144,38 @@ def _wanted(prompt: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
             seed = (wanted["seed"] + wanted.pop("only")) % (config.MAX_SEED + 1)
             wanted |= {"count": 1, "batch_size": 1, "seed": seed}
     places = wanted.pop("optimize", [])
-    wanted |= {name: value for name, value in given.items() if name != "source" and name not in WORDS}
+    if file := given.get("plan"):
+        wanted |= _from_plan(Path(file))
+        places = [[wanted.pop("optimize", "")]]
+    wanted |= _from_preset(given)
+    wanted |= {name: value for name, value in given.items() if name not in (*OTHERS, *WORDS)}
     foreign = [] if source else config.diffgentor(str(wanted.get("model", "")))
-    wanted["optimize"] = words.merged([foreign, *places, _words(given)]).mapping
+    spoken = [foreign, *places, _words(given)]
+    silent = not source and not any(map(any, spoken))
+    wanted["optimize"] = words.merged([[words.AUTO]] if silent else spoken).mapping
     if prompt is not None:
         wanted["prompt"] = prompt
     if not str(wanted.get("prompt", "")).strip():
         raise UsageError('what shall be drawn? safelight generate "a red apple, 3d, on a blue background"')
     return wanted
+
+
+OTHERS = ("source", "plan", "preset")  # flags that stand for several
+
+
+def _from_plan(path: Path) -> dict[str, Any]:
+    from safelight.cli.planning import read_plan
+
+    return read_plan(path.expanduser())
+
+
+def _from_preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset asks of a run: not its card, which is for plans alone, and not the best batch, which is for them to
+    find."""
+    from safelight.planner import presets
+
+    asked = presets.applied(given.get("preset"), {})
+    return {name: value for name, value in asked.items() if name != "device" and value != presets.AUTO}
 
 
 def _words(given: Mapping[str, Any]) -> list[words.Words]:
@@ -183,7 +222,7 @@ def _written(name: str, value: str) -> str:
 def _load_arguments(run: Mapping[str, Any], request: config.Request) -> dict[str, Any]:
     return {
         "model": run.get("model") or "firstlight",
-        "optimize": run["optimize"],
+        "optimize": _optimize(run),
         "without": tuple(filter(None, map(str.strip, ",".join(_texts(run.get("without"))).split(",")))),
         "device": run.get("device"),
         "vae": run.get("vae"),
@@ -193,7 +232,16 @@ def _load_arguments(run: Mapping[str, Any], request: config.Request) -> dict[str
         "width": request.width,
         "height": request.height,
         "batch_size": min(request.batch_size, request.count),
+        "steps": request.steps,
+        "keep": _texts(run.get("keep")),
+        "pictures": request.count,
+        **{name: run.get(name) for name in ("goal", "vram", "max_seconds", "fidelity")},
     }
+
+
+def _optimize(run: Mapping[str, Any]) -> Any:
+    """As it was said, or "none" where nothing of it is left, so that nothing is planned."""
+    return run["optimize"] or words.NONE
 
 
 def _paths(out: str | None, count: int) -> list[Path]:
@@ -282,6 +330,7 @@ def _draw(
 
     with progress(quiet=quiet) as report:
         run = session.start(request, report, *((preview.show, preview.every) if preview else ()))
+        session.predicted(run.request)  # now, so that what the run takes is kept beside it
         try:
             for picture in run:
                 if (path := paths.get(picture.index)) is None:
@@ -297,7 +346,11 @@ def _draw(
     return run.result(())
 
 
-def _report(done: list[dict[str, Any]], result: "Result", session: "Session", *, as_json: bool) -> None:
+def _report(
+    done: list[dict[str, Any]], result: "Result", session: "Session", expected: "Cost | None", *, as_json: bool
+) -> None:
+    batches = -(-result.request.count // result.request.batch_size)
+    predicted = None if expected is None else _predicted(expected, batches)
     if as_json:
         document = {
             "schema": 1,
@@ -306,6 +359,8 @@ def _report(done: list[dict[str, Any]], result: "Result", session: "Session", *,
             "seconds": {stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
             "peak_bytes": result.peak_bytes,
             "held_bytes": result.held_bytes,
+            "predicted": predicted,
+            "optimize": session.plan.written,
             "device": session.device.name,
             "optimizers": [asdict(status) for status in session.status()],
             "left": dict(session.plan.left),
@@ -317,5 +372,17 @@ def _report(done: list[dict[str, Any]], result: "Result", session: "Session", *,
             say(f"{entry['path']}: the VAE gave a black picture or not-a-number; drawn again with the VAE in float32")
     for status in session.status():
         say(f"+ {status.name} {status.value}: {status.evidence}")
-    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.seconds.items())
-    say(f"{stages}; peak {mib(result.peak_bytes)}; seed {result.request.seed}")
+    if predicted:
+        say(f"predicted {_stages(predicted['seconds'])}; weights and tensors {mib(predicted['peak_bytes'])}")
+    say(f"measured {_stages(result.seconds)}; peak {mib(result.peak_bytes)}; seed {result.request.seed}")
+
+
+def _stages(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{stage} {value:.2f} s" for stage, value in seconds.items())
+
+
+def _predicted(cost: "Cost", batches: int) -> dict[str, Any]:
+    """Of the whole request, by the stages that are measured."""
+    stages = {"text": cost.encode, "denoise": cost.denoise, "decode": cost.decode}
+    seconds = {stage: round(phase.seconds * batches, 4) for stage, phase in stages.items()}
+    return {"seconds": seconds, "peak_bytes": cost.peak_bytes}

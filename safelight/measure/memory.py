@@ -42,6 +42,11 @@ class PeakMemory:
             return torch.cuda.max_memory_allocated()
         return _status("VmHWM")
 
+    def growth(self) -> int | None:
+        """How much higher than when it started."""
+        peak = self.read()
+        return None if peak is None or self.before is None else max(0, peak - self.before)
+
 
 def _status(key: str) -> int | None:
     try:

@@ -15,7 +15,8 @@ EXPANDABLE = "expandable_segments"
 def _expandable_fits(target: Target) -> str | None:
     if target.device.kind != "cuda":
         return f"needs CUDA, this is {target.device.kind}"
-    return why_not_expandable(environment(), sys.platform)
+    # of another machine neither its variables nor its system are known
+    return None if target.device.elsewhere else why_not_expandable(environment(), sys.platform)
 
 
 def why_not_expandable(variables: Mapping[str, str], platform: str) -> str | None:
@@ -45,6 +46,7 @@ def allocator_variables(variables: Mapping[str, str]) -> dict[str, dict[str, str
     fidelity=Fidelity.EXACT,
     source="https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-cuda-alloc-conf",
     fits=_expandable_fits,
+    # no gain is predicted: it changes what lies idle between tensors, which cost.py counts as one share of any card
 )
 def expandable_segments(pipe: Any, target: Target) -> Iterator[Proof]:
     """Let the allocator's segments grow, so that less memory lies idle between tensors of many sizes."""
@@ -103,6 +105,7 @@ def why_not_lazy(variables: Mapping[str, str], platform: str) -> str:
     fidelity=Fidelity.EXACT,
     source="https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#lazy-loading",
     fits=_lazy_fits,
+    # nothing to predict: nobody can take it
 )
 def lazy_modules(pipe: Any, target: Target) -> Iterator[Proof]:
     """Load each CUDA kernel when it is first used; CUDA does so by itself unless it is told otherwise."""

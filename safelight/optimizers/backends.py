@@ -135,11 +135,11 @@ def reason_against(name: str, target: Target) -> str | None:
         return "the aiter kernel runs on AMD's cards"
     if on_nvidia and not backend.least <= device.capability <= backend.most:
         return f"the {name} kernel needs {_cards(backend)}; {device.name} has {_dotted(device.capability)}"
-    if backend.package and (missing := packages.missing(*backend.package)):
+    if not device.elsewhere and backend.package and (missing := packages.missing(*backend.package)):
         return f"the {name} kernel {missing}"
     if backend.dtypes and device.kind != "cpu" and target.dtype not in backend.dtypes:
         return f"the {name} kernel computes in {' or '.join(backend.dtypes)}, not in {target.dtype}: add dtype=bfloat16"
-    if not runs(name, device, target.dtype):
+    if not device.elsewhere and not runs(name, device, target.dtype):
         return f"the {name} kernel is listed but fails on {device.name} in {target.dtype}"
     return None
 

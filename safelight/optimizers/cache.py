@@ -42,7 +42,7 @@ class _Encoded:
     fidelity=Fidelity.EXACT,
     source="https://huggingface.co/docs/diffusers/using-diffusers/weighted_prompts",
     fits=_fits,
-    predict=lambda cost, target, entries: cost.scaled(encode=0.5),
+    # no gain is predicted: it is there for prompts that come again, and of one batch none does
 )
 def prompt_cache(pipe: Any, target: Target, entries: int = 64) -> Iterator[Proof]:
     """Encode a prompt once and keep the result: later pictures of it need no text encoder."""

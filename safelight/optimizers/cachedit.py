@@ -16,6 +16,7 @@ from safelight.optimizers.stepcache import SLOT, check, no_blocks
 from safelight.optimizers.steps import timestep_of
 from safelight.optimizers.target import Target, denoiser
 from safelight.probe.packages import missing
+from safelight.simulate.cost import Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,20 @@ def library() -> Library:
     )
 
 
+def _predict(cost: Cost, target: Target, threshold: float, first_blocks: int, warmup: int, max_cached: int) -> Cost:
+    """FLUX.1-dev, 28 steps, L20: 24.85 -> 15.6 s at 0.08 (cache-dit's README)."""
+    whole = min(1.0, warmup / cost.steps)
+    return cost.scaled(denoise=whole + (1 - whole) * max(0.3, 1 - 0.37 * threshold / 0.08))
+
+
 def _fits(target: Target, threshold: float, first_blocks: int, warmup: int, max_cached: int) -> str | None:
     check("cache-dit", threshold, 0)
     check("cache-dit.first_blocks", first_blocks, 1)
     check("cache-dit.warmup", warmup, 0)
     check("cache-dit.max_cached", max_cached, -1)
-    return no_blocks(target) or _too_shallow(target, first_blocks) or missing("cache-dit", "1.5") or _unknown(target)
+    reason = no_blocks(target) or _too_shallow(target, first_blocks)
+    # what another machine has installed is not known, nor which pipelines it knows
+    return reason if reason or target.device.elsewhere else missing("cache-dit", "1.5") or _unknown(target)
 
 
 def _too_shallow(target: Target, first_blocks: int) -> str | None:
@@ -148,6 +157,7 @@ def attributes_kept(model: Any, owner: Any) -> Iterator[None]:
     fidelity=Fidelity.APPROXIMATE,
     source="https://github.com/vipshop/cache-dit",
     fits=_fits,
+    predict=_predict,
 )
 def cache_dit(
     pipe: Any, target: Target, threshold: float = 0.08, first_blocks: int = 8, warmup: int = 8, max_cached: int = -1

@@ -15,11 +15,11 @@ from typing import Any
 
 from safelight.errors import SpoiledPicture, UnknownName
 from safelight.measure.clock import synchronizer
+from safelight.optimizers.compiling import CUDA_GRAPH_MODES, freezes, predict, predict_blocks
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer, swapped
 from safelight.optimizers.target import Target, denoiser, models
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 PARTS = ("denoiser", "vae", "text_encoders")
 PRICE = "compiles for half a minute to several minutes"
 STEPS_OF_A_PICTURE = 20
@@ -36,6 +36,8 @@ def _fits(target: Target, mode: str, fullgraph: bool, dynamic: bool, parts: str,
             raise UnknownName("part to compile", part, PARTS)
     if target.device.kind == "cpu" and mode == "reduce-overhead":
         return "reduce-overhead means CUDA graphs, and this is a CPU: use mode default"
+    if target.device.elsewhere:
+        return None
     return _no_compiler(target.device.kind) if backend == "inductor" else _no_backend(backend)
 
 
@@ -264,18 +266,13 @@ def settings(recipe: Recipe) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def _freezes(target: Target, backend: str) -> bool:
-    # on a CPU freezing is where the gain is: 281 to 304 ms eager and compiled, 238 to 260 frozen (50 M UNet, float32);
-    # it compiles every block for itself, too long for the dozens of a transformer
-    return backend == "inductor" and target.device.kind == "cpu" and target.denoiser.cls.__name__.startswith("UNet")
-
-
 @optimizer(
     stage=Stage.COMPILE,
     slot="compile",
     fidelity=Fidelity.ROUNDING,
     source="https://docs.pytorch.org/tutorials/recipes/regional_compilation.html",
     fits=_fits_blocks,
+    predict=predict_blocks,
     price=PRICE,
 )
 def compile_blocks(
@@ -287,7 +284,7 @@ def compile_blocks(
     backend: str = "inductor",
 ) -> Iterator[Proof]:
     """Compile the denoiser's blocks one by one: far less compiling than the whole, and caches can skip them."""
-    recipe = Recipe(mode, fullgraph, dynamic, backend, _freezes(target, backend))
+    recipe = Recipe(mode, fullgraph, dynamic, backend, freezes(target, backend))
     meter = Meter(synchronizer(target.device.kind))
     model = denoiser(pipe)
     with ExitStack() as stack:
@@ -305,6 +302,7 @@ def compile_blocks(
     fidelity=Fidelity.ROUNDING,
     source="https://docs.pytorch.org/docs/stable/generated/torch.compile.html",
     fits=_fits,
+    predict=predict,
     price=PRICE,
 )
 def compile(  # the name that everybody knows it by
@@ -317,7 +315,7 @@ def compile(  # the name that everybody knows it by
     backend: str = "inductor",
 ) -> Iterator[Proof]:
     """Compile whole parts (denoiser+vae+text_encoders); modes with CUDA graphs spare small models their launches."""
-    recipe = Recipe(mode, fullgraph, dynamic, backend, _freezes(target, backend))
+    recipe = Recipe(mode, fullgraph, dynamic, backend, freezes(target, backend))
     meter = Meter(synchronizer(target.device.kind))
     with ExitStack() as stack:
         stack.enter_context(settings(recipe))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safelight.optimizers import transfer
 from safelight.optimizers.placement import before, entrances, mib
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer
 from safelight.optimizers.target import Target, denoiser, models
@@ -60,6 +61,7 @@ def _fits(target: Target) -> str | None:
     fidelity=Fidelity.EXACT,
     source="https://huggingface.co/docs/diffusers/optimization/memory#model-offloading",
     fits=_fits,
+    predict=lambda cost, target: transfer.without_encoders(cost),
 )
 def drop_text_encoders(pipe: Any, target: Target) -> Iterator[Proof]:
     """Send the text encoders away before denoising: from a card to host memory, from there to a file."""

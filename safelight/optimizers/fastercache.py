@@ -10,14 +10,28 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from safelight.optimizers.hooked import Hooked, Work, hooked, skeleton
+from safelight.optimizers.hooked import Hooked, Work, blocks_of, hooked, skeleton
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer, swapped
-from safelight.optimizers.stepcache import SLOT, check, no_blocks
+from safelight.optimizers.stepcache import SLOT, check, keeping, kept_bytes, no_blocks
 from safelight.optimizers.target import Target, denoiser
+from safelight.probe.rates import KINDS
+from safelight.simulate.cost import Cost
 
 NEVER = (float("inf"), float("-inf"))  # a range of timesteps without any
 # at most: diffusers' defaults, for a noise schedule from 1000 to 0
 ATTENTION_BELOW, GUIDANCE_BELOW = 681, 641
+
+
+def _predict(cost: Cost, target: Target, spatial_skip: int, unconditional_skip: int, weight: float) -> Cost:
+    """In two thirds of the run (timesteps below 681 of 1000) one attention in `spatial_skip` is computed, and of the
+    unconditional predictions one in five; up to 1.67 times in the paper (Open-Sora, table 1). Each attention layer
+    keeps what it gave twice."""
+    late = ATTENTION_BELOW / 1000
+    cost = cost.kinds(["denoise"], attention=1 - late * (1 - 1 / spatial_skip))
+    if target.guided and target.pipeline is not None and in_one_batch(target.pipeline):
+        unmade = GUIDANCE_BELOW / 1000 * (1 - 1 / unconditional_skip)
+        cost = cost.kinds(["denoise"], **dict.fromkeys(KINDS, 1 - unmade / 2))
+    return keeping(cost, 2 * kept_bytes(target, len(blocks_of(skeleton(target.denoiser)))))
 
 
 def _fits(target: Target, spatial_skip: int, unconditional_skip: int, weight: float) -> str | None:
@@ -116,6 +130,7 @@ def _watched(halves: _Halves, hook: Any) -> Iterator[None]:
     fidelity=Fidelity.APPROXIMATE,
     source="https://huggingface.co/papers/2410.19355",
     fits=_fits,
+    predict=_predict,
 )
 def faster_cache(
     pipe: Any, target: Target, spatial_skip: int = 2, unconditional_skip: int = 5, weight: float = 0.5

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 from safelight.errors import UnknownName, UsageError
+from safelight.optimizers import transfer
 from safelight.optimizers.placement import SLOT, needs_card
 from safelight.optimizers.precision import kept_tensors
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer, swapped
@@ -39,7 +40,9 @@ def _fits(target: Target, level: str, blocks: int, stream: bool, record_stream: 
     fidelity=Fidelity.EXACT,
     source="https://huggingface.co/docs/diffusers/optimization/memory#group-offloading",
     fits=_fits,
-    price="needs the weights in pinned host memory, and waits for the link to the card",
+    predict=lambda cost, target, level, blocks, stream, record_stream, low_cpu_mem: transfer.in_groups(
+        cost, blocks=blocks if level == "block" else 0, streams=stream and target.device.kind in HAVE_STREAMS
+    ),
 )
 def group_offload(
     pipe: Any,

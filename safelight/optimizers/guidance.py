@@ -22,6 +22,8 @@ from safelight.optimizers.precision import first_layer
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer, swapped
 from safelight.optimizers.steps import Steps, timestep_of
 from safelight.optimizers.target import Target, denoiser
+from safelight.probe.rates import KINDS
+from safelight.simulate.cost import Cost
 
 half: ContextVar[str] = ContextVar("half", default="both")
 
@@ -195,15 +197,22 @@ def _cutoff_fits(target: Target, fraction: float, reuse: bool) -> str | None:
     return why_not_one_batch(target)
 
 
+def _cutoff_predict(cost: Cost, target: Target, fraction: float, reuse: bool) -> Cost:
+    """Half of the arithmetic in the rest of the steps, and as many calls of operators. Processor seconds, firstlight at
+    256 px, 20 steps, shared cores: 0.72 to 0.75 at 0.4, 0.79 to 0.95 at 0.6; at 64 px next to nothing is saved."""
+    if not target.guided:
+        return cost
+    whole = min(cost.steps, first_cut(fraction, cost.steps))
+    return cost.kinds(["denoise"], **dict.fromkeys(KINDS, (1 + whole / cost.steps) / 2))
+
+
 @optimizer(
     stage=Stage.GUIDANCE,
     slot="guidance-cutoff",
     fidelity=Fidelity.APPROXIMATE,
     source="https://arxiv.org/abs/2404.07724",
     fits=_cutoff_fits,
-    # Half of the arithmetic in the rest of the steps. Processor seconds, firstlight at 256 px, 20 steps, shared cores:
-    # 0.72 to 0.75 at 0.4, 0.79 to 0.95 at 0.6. Less is saved at 64 px, and where a small batch leaves a card idle.
-    predict=lambda cost, target, fraction, reuse: cost.scaled(denoise=(1 + fraction) / 2),
+    predict=_cutoff_predict,
 )
 def guidance_cutoff(pipe: Any, target: Target, fraction: float = 0.6, reuse: bool = False) -> Iterator[Proof]:
     """Guide only in this share of the steps, the first ones; the rest run on the positive prompt alone.
@@ -250,15 +259,20 @@ def _cut_off(run: _Run) -> str:
     return f"{run.saved} of {run.calls} guided calls ran without their negative half" if run.saved else ""
 
 
+def _split_predict(cost: Cost, target: Target) -> Cost:
+    """Every activation of a step carries the batch. Of two calls each has half of the arithmetic and all operators."""
+    if not target.guided:
+        return cost
+    return cost.changed("denoise", live=cost.denoise.live // 2, host=cost.denoise.host * 2)
+
+
 @optimizer(
     stage=Stage.GUIDANCE,
     slot="guidance-batch",
     fidelity=Fidelity.ROUNDING,
     source="https://arxiv.org/abs/2207.12598",
     fits=why_not_one_batch,
-    # every activation of a step carries the batch; the decoder's, if they are the larger ones, stay
-    predict=lambda cost, target: cost.scaled(activations=0.5),
-    price="runs the denoiser twice a step",
+    predict=_split_predict,
 )
 def guidance_split(pipe: Any, target: Target) -> Iterator[Proof]:
     """Run the two halves of guidance one after the other: a step needs the memory of one."""

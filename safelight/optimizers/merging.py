@@ -200,6 +200,7 @@ def _latent(target: Target) -> tuple[int, int]:
     fidelity=Fidelity.APPROXIMATE,
     source="https://arxiv.org/abs/2303.17604",
     fits=_fits,
+    traced=("denoiser",),
 )
 def token_merging(
     pipe: Any,

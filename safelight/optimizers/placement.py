@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import EnvironmentProblem, UsageError
+from safelight.optimizers import transfer
 from safelight.optimizers import weights as memory
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer, swapped
 from safelight.optimizers.target import Target, models
@@ -168,6 +169,7 @@ def _first_called(name: str, model: Any) -> Any:
     fidelity=Fidelity.EXACT,
     source="https://huggingface.co/docs/diffusers/optimization/memory#model-offloading",
     fits=needs_card,
+    predict=lambda cost, target: transfer.in_turns(cost),
 )
 def model_offload(pipe: Any, target: Target) -> Iterator[Proof]:
     """Keep the models in the CPU's memory; each comes to the card whole when its turn comes."""
@@ -255,8 +257,7 @@ def layer_by_layer(pipe: Any, layers: Layers) -> Iterator[None]:
     fidelity=Fidelity.EXACT,
     source="https://huggingface.co/blog/simple_sdxl_optimizations#sequential-cpu-offloading",
     fits=needs_card,
-    # SDXL on an A100: 11.4 -> 67.0 s (the blog above); FLUX on an L20: 23.4 -> 335 s; also diffusers issue 2266
-    price="about 6 to 14 times slower",
+    predict=lambda cost, target: transfer.layer_by_layer(cost),
 )
 def sequential_offload(pipe: Any, target: Target) -> Iterator[Proof]:
     """Bring each layer to the card for its own call: the least memory there is, and by far the slowest."""
@@ -307,7 +308,7 @@ def _disk_fits(target: Target, folder: str) -> str | None:
     fidelity=Fidelity.EXACT,
     source="https://huggingface.co/docs/diffusers/optimization/memory#offloading-to-disk",
     fits=_disk_fits,
-    price="reads all weights from the disk in every step, where memory does not hold them beside",
+    predict=lambda cost, target, folder: transfer.from_disk(cost),
 )
 def disk_offload(pipe: Any, target: Target, folder: str = "") -> Iterator[Proof]:
     """Keep the weights in files of their own and out of memory; each layer is read when it is called."""

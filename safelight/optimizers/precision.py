@@ -14,9 +14,9 @@ from safelight.optimizers.target import denoiser as denoiser_of
 from safelight.probe.device import Device
 from safelight.simulate.cost import Cost
 
-# firstlight at 256 px, 20 steps, 2 cores with avx512_bf16: benchmarks/first-light_cpu_2026-11-21.md
-BF16_ON_CPU = 0.6
-CHANNELS_LAST_ON_CPU = 0.85  # the same; 0.88 in batches at 64 px, 0.97 one by one
+# Of the seconds of convolutions. CPU: firstlight at 256 px takes 0.85 of the whole, a bit over half of it convolutions
+# (benchmarks/first-light_cpu_2026-11-21.md). Cards: the tutorial below measured 8 to 35 % less in 16 bits.
+CHANNELS_LAST = {"cpu": 0.75, "cuda": 0.85}
 PARTS = ("denoiser", "vae", "text_encoders")
 SLOW_FLOAT16 = "float16 is about 150 times slower than float32 on a CPU; bfloat16 or float32 run well"
 OVERFLOWS = "this VAE overflows in float16, as its config says (force_upcast): bfloat16 or float32 run well"
@@ -61,23 +61,13 @@ def overflows(target: Target) -> bool:
     return target.vae is not None and bool(target.vae.config.get("force_upcast"))
 
 
-def _dtype_predict(cost: Cost, target: Target, value: str, **parts: str) -> Cost:
-    names = chosen_dtypes(target.device, value, **parts)
-    fast = BF16_ON_CPU if target.device.kind == "cpu" else 0.5
-    stages = {"encode": "text_encoders", "denoise": "denoiser", "decode": "vae"}
-    seconds = {stage: fast for stage, part in stages.items() if names[part] != "float32"}
-    # most weights are the denoiser's, and memory is highest while the VAE decodes
-    sizes = {"weights": "denoiser", "activations": "vae"}
-    return cost.scaled(**seconds, **{size: 0.5 for size, part in sizes.items() if names[part] != "float32"})
-
-
 @optimizer(
     stage=Stage.PRECISION,
     slot="dtype",
     fidelity=Fidelity.ROUNDING,
     source="https://huggingface.co/docs/diffusers/optimization/fp16#data-type",
     fits=_dtype_fits,
-    predict=_dtype_predict,
+    traced=PARTS,
 )
 def dtype(
     pipe: Any, target: Target, value: str = "auto", denoiser: str = "", vae: str = "", text_encoders: str = ""
@@ -213,6 +203,9 @@ def name_of(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+IMAGE_DIMS = 4  # (batch, channels, height, width), and so of a convolution's weight
+
+
 def _channels_last_fits(target: Target) -> str | None:
     convolutional = [
         part.cls.__name__ for part in (target.denoiser, target.vae) if part and has_2d_convolutions(part.cls)
@@ -226,9 +219,10 @@ def has_2d_convolutions(cls: type) -> bool:
 
 
 def _channels_last_predict(cost: Cost, target: Target) -> Cost:
-    # tensor cores compute convolutions in this format; not measured on a card yet
-    factor = {"cpu": CHANNELS_LAST_ON_CPU, "cuda": 0.95}.get(target.device.kind, 1.0)
-    return cost.scaled(denoise=factor, decode=factor)
+    # tensor cores compute convolutions in this format; float32 on a card gains nothing
+    if target.device.kind == "cuda" and target.dtype == "float32":
+        return cost
+    return cost.kinds(("denoise", "decode"), convolution=CHANNELS_LAST.get(target.device.kind, 1.0))
 
 
 @optimizer(
@@ -236,6 +230,7 @@ def _channels_last_predict(cost: Cost, target: Target) -> Cost:
     fidelity=Fidelity.ROUNDING,
     source="https://docs.pytorch.org/tutorials/intermediate/memory_format_tutorial.html",
     fits=_channels_last_fits,
+    traced=("denoiser", "vae"),
     predict=_channels_last_predict,
 )
 def channels_last(pipe: Any, target: Target) -> Iterator[Proof]:
@@ -253,7 +248,7 @@ def channels_last(pipe: Any, target: Target) -> Iterator[Proof]:
     with kept_tensors(pipe):
         hooks = []
         for part in parts:
-            part.to(memory_format=torch.channels_last)
+            lay_out(part)
             convolutions = [m for m in part.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size != (1, 1)]
             hooks += [m.register_forward_hook(look) for m in convolutions]
         yield Proof(
@@ -261,6 +256,15 @@ def channels_last(pipe: Any, target: Target) -> Iterator[Proof]:
         )
         for hook in hooks:
             hook.remove()
+
+
+def lay_out(part: Any) -> None:
+    """Puts the channels innermost in every weight of a 2-D convolution, in place."""
+    import torch
+
+    for parameter in part.parameters():
+        if parameter.dim() == IMAGE_DIMS:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def cast(part: Any, dtype: Any) -> None:

@@ -8,6 +8,7 @@ from safelight.config import environment
 from safelight.optimizers.precision import has_2d_convolutions
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer
 from safelight.optimizers.target import Target, denoiser, models
+from safelight.simulate.cost import Cost
 
 
 def _tf32_fits(target: Target) -> str | None:
@@ -20,6 +21,8 @@ def _tf32_fits(target: Target) -> str | None:
         return f"{device.name} has no TF32: it came with compute capability 8.0, this is {_dotted(device.capability)}"
     if target.dtype != "float32":
         return f"the denoiser computes in {target.dtype}, and TF32 acts on float32 alone"
+    if device.elsewhere:
+        return None
     if environment().get("NVIDIA_TF32_OVERRIDE") == "0":
         return "NVIDIA_TF32_OVERRIDE=0 switches it off in every library: unset it"
     return "it is switched on already" if tf32_is_on() else None
@@ -27,6 +30,14 @@ def _tf32_fits(target: Target) -> str | None:
 
 def _dotted(capability: tuple[int, int]) -> str:
     return ".".join(map(str, capability))
+
+
+def _tf32_predict(cost: Cost, target: Target) -> Cost:
+    """Convolutions in float32 use it already: that is cuDNN's default."""
+    if "tf32" not in cost.rates.curves["matmul"]:
+        return cost
+    plain, fast = (cost.rates.seconds("matmul", dtype, 1e11) for dtype in ("float32", "tf32"))
+    return cost.kinds(matmul=min(1.0, fast / plain))
 
 
 def tf32_is_on() -> bool:
@@ -42,6 +53,7 @@ def tf32_is_on() -> bool:
     fidelity=Fidelity.ROUNDING,
     source="https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices",
     fits=_tf32_fits,
+    predict=_tf32_predict,
 )
 def tf32(pipe: Any, target: Target) -> Iterator[Proof]:
     """Multiply float32 matrices on tensor cores: factors rounded to 10 bits, sums in float32."""
@@ -100,6 +112,8 @@ def _cudnn_fits(target: Target) -> str | None:
     parts = [part.cls for part in (target.denoiser, target.vae) if part]
     if not any(map(has_2d_convolutions, parts)):
         return f"{target.denoiser.cls.__name__} and its VAE have no 2-D convolutions to speak of"
+    if target.device.elsewhere:
+        return None
     import torch
 
     return "it is switched on already" if torch.backends.cudnn.benchmark else None
@@ -111,6 +125,7 @@ def _cudnn_fits(target: Target) -> str | None:
     fidelity=Fidelity.ROUNDING,
     source="https://docs.pytorch.org/docs/stable/backends.html#torch.backends.cudnn.torch.backends.cudnn.benchmark",
     fits=_cudnn_fits,
+    # no gain is predicted: whether another algorithm is faster than the one cuDNN guesses nobody knows before it tries
     price="searches anew at each picture size",
 )
 def cudnn_benchmark(pipe: Any, target: Target) -> Iterator[Proof]:

@@ -74,6 +74,7 @@ def is_same(x: Any, y: Any) -> bool:
     fidelity=Fidelity.ROUNDING,
     source="https://huggingface.co/docs/diffusers/optimization/fp16#fused-projections",
     fits=_fits,
+    traced=("denoiser",),
 )
 def fused_qkv(pipe: Any, target: Target) -> Iterator[Proof]:
     """Compute query, key and value of attention in one matrix product; LoRAs stay as they are and keep their effect.
@@ -110,10 +111,10 @@ def _linear(layer: Any, name: str) -> Any:
 
 
 def _can_join(linears: list[Any]) -> bool:
-    from torch import Tensor, nn
+    from torch import nn
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_quantized
 
-    # no subclass: quantized layers and weights are ones
-    plain = all(type(linear) is nn.Linear and type(linear.weight.data) is Tensor for linear in linears)
+    plain = all(type(linear) is nn.Linear and not is_quantized(linear.weight.data) for linear in linears)
     kinds = {(x.in_features, x.bias is None, x.weight.dtype, x.weight.device) for x in linears} if plain else ()
     return len(kinds) == 1
 

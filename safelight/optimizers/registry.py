@@ -5,11 +5,13 @@
 
 The name ("vae-slicing"), the summary (first line of the docstring), the options and their defaults (the signature
 after `pipe` and `target`) all come from the function. `fits` is asked before anything is touched; `apply` then makes
-no checks. To add one, write it in the file of its kind: the command line, the docs and the contract test follow.
+no checks. What it is worth a planner asks a trace where one shows it (`traced`: it is applied to a pipeline of fake
+tensors), and `predict` where none does. To add one, write it in the file of its kind: the command line, the docs and
+the contract test follow.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -94,6 +96,7 @@ def _article(kind: type) -> str:
 
 
 Apply = Callable[..., Iterator[Proof]]
+Variants = Callable[[Cost, Target], Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,9 @@ class Optimizer:
     apply: Apply
     fits: Callable[..., str | None]  # (target, **options) -> None, or why not
     predict: Callable[..., Cost]  # (cost, target, **options) -> cost
+    traced: tuple[str, ...] = ()  # of "denoiser", "vae", "text_encoders": where a trace shows by itself what it does
+    variants: "Variants | None" = None  # which options a planner may choose between; the defaults alone where None
+    pointless: Callable[[Target], str | None] = lambda target: None  # why no planner takes it here though it would work
     slot: str | None = None
     price: str | None = None  # what it costs once ("compiles for about a minute"): then only a name takes it
     options: tuple[Option, ...] = field(default=())
@@ -138,6 +144,9 @@ class Registry(dict[str, Optimizer]):
         source: str,
         fits: Callable[..., str | None],
         predict: Callable[..., Cost] = lambda cost, target, **options: cost,
+        traced: tuple[str, ...] = (),
+        variants: Variants | None = None,
+        pointless: Callable[[Target], str | None] = lambda target: None,
         slot: str | None = None,
         price: str | None = None,
     ) -> Callable[[Apply], Apply]:
@@ -154,6 +163,9 @@ class Registry(dict[str, Optimizer]):
                 apply=apply,
                 fits=fits,
                 predict=predict,
+                traced=traced,
+                variants=variants,
+                pointless=pointless,
                 slot=slot,
                 price=price,
                 options=_options(apply),

@@ -18,8 +18,6 @@ from safelight.optimizers.target import Target, denoiser
 if TYPE_CHECKING:
     from torch import Tensor
 
-PRICE = "slower where PyTorch has a memory-efficient kernel"
-
 
 @dataclass
 class _Count:
@@ -33,6 +31,13 @@ class _Count:
 
     def said(self, noun: str) -> str:
         return f"{self.parts} {noun} in {self.calls} attention calls" if self.parts > self.calls else ""
+
+
+def _pointless(target: Target) -> str | None:
+    """Scaled dot product attention, diffusers' default, has a memory-efficient kernel on all of these."""
+    if target.device.kind == "mps":
+        return None
+    return "attention stores no scores here, as PyTorch's kernel computes them piece by piece: slices are only slower"
 
 
 # -- by heads ----------------------------------------------------------------------------------------------------------
@@ -64,7 +69,8 @@ def most_heads(config: Any) -> int:
     fidelity=Fidelity.ROUNDING,
     source="https://huggingface.co/docs/diffusers/api/pipelines/overview#diffusers.DiffusionPipeline.enable_attention_slicing",
     fits=_slicing_fits,
-    price=PRICE,
+    pointless=_pointless,
+    traced=("denoiser",),
 )
 def attention_slicing(pipe: Any, target: Target, size: int = 0) -> Iterator[Proof]:
     """Compute so many heads at a time (0: half of them, -1: one): fewer scores at once, on devices such as mps."""
@@ -138,7 +144,8 @@ def most_tokens(target: Target) -> int:
     fidelity=Fidelity.ROUNDING,
     source="https://arxiv.org/abs/2112.05682",
     fits=_split_fits,
-    price=PRICE,
+    pointless=_pointless,
+    traced=("denoiser",),
 )
 def split_attention(pipe: Any, target: Target, chunk: int = 1024, keys: int = 0) -> Iterator[Proof]:
     """Compute attention for so many tokens at a time, against so many keys at a time (0: all).

@@ -10,14 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from safelight.errors import UnknownName
 from safelight.measure.memory import module_bytes
+from safelight.optimizers.hooked import skeleton
 from safelight.optimizers.precision import kind_of
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer, swapped
 from safelight.optimizers.target import Target, models
+from safelight.simulate.cost import Cost, phase_of
 
 BYTES = {"float8_e4m3fn": 1, "float8_e5m2": 1, "bfloat16": 2, "float16": 2, "float32": 4}
 STORAGES = tuple(name for name in BYTES if name != "float32")
@@ -37,6 +40,59 @@ def _fits(target: Target, storage: str, part: str) -> str | None:
     if BYTES[storage] >= BYTES.get(target.dtype, 0):
         return f"the weights are in {target.dtype}: {storage} is no smaller"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Covered:
+    """Of one model. share: of its weights. layers: how many have them."""
+
+    share: float
+    layers: int
+
+
+# CLIP's embeddings are 0.31 of it, T5's with each "wo" 0.24; both have about a hundred and fifty layers
+ENCODER = Covered(0.7, 150)
+UNREAD = Covered(0.7, 400)  # a denoiser whose structure cannot be read: FLUX.1 has 0.72 and 418, SDXL 0.997 and 788
+# Seconds for each number that a CPU widens from 8 bits: firstlight's 8.6 M take 33.7 instead of 15.3 ms a step
+# (benchmarks/optimizers_cpu_2026-11-21.md)
+WIDENING = 2e-9
+CALLS = 3  # of the host for each layer: the cast, and two exchanges of a tensor
+
+
+def _predict(cost: Cost, target: Target, storage: str, part: str) -> Cost:
+    """Small weights, and in each call every one of them read, cast and written; the largest layer is there twice."""
+    for name in cost.parts:
+        if _is_covered(name, part):
+            covered = ENCODER if kind_of(name) == "text_encoders" else _covered(skeleton(target.denoiser))
+            cost = _stored_small(cost, target, name, storage, covered)
+    return cost
+
+
+def _stored_small(cost: Cost, target: Target, name: str, storage: str, covered: Covered) -> Cost:
+    weights, phase = cost.parts[name], phase_of(name)
+    cast = weights.total * covered.share
+    smaller = BYTES[storage] / BYTES[target.dtype]
+    calls = cost.steps * cost.calls if phase == "denoise" else 1
+    seconds = cost.rates.seconds("copy", target.dtype, cast * (1 + smaller))
+    if target.device.kind == "cpu" and BYTES[storage] == 1:
+        seconds = WIDENING * cast / BYTES[target.dtype]
+    before = cost.phase(phase)
+    cost = cost.reweighted(name, 1 - covered.share * (1 - smaller))
+    return cost.changed(
+        phase,
+        device={**before.device, "copy": before.device["copy"] + calls * seconds},
+        host=before.host + calls * CALLS * covered.layers * cost.rates.launch,
+        live=before.live + weights.layer,
+    )
+
+
+@lru_cache(maxsize=4)
+def _covered(model: Any) -> Covered:
+    """model: a skeleton, or None."""
+    if model is None:
+        return UNREAD
+    sizes = [layer.weight.numel() for layer in _with_own_weight(model)]
+    return Covered(sum(sizes) / sum(p.numel() for p in model.parameters()), len(sizes))
 
 
 @dataclass
@@ -66,6 +122,7 @@ class _Stored:
     fidelity=Fidelity.APPROXIMATE,
     source="https://huggingface.co/docs/diffusers/optimization/memory#layerwise-casting",
     fits=_fits,
+    predict=_predict,
 )
 def layerwise_casting(
     pipe: Any, target: Target, storage: str = "float8_e4m3fn", part: str = "denoiser"
@@ -99,6 +156,10 @@ def castable(model: Any, storage: Any) -> list[Any]:
 
     Not the one with the model's first parameter: libraries take the dtype of that for the model's.
     """
+    return [layer for layer in _with_own_weight(model) if _holds(layer.weight, storage)]
+
+
+def _with_own_weight(model: Any) -> list[Any]:
     from torch import nn
 
     # exactly these classes: others (MultiheadAttention's, quantized ones) have their weights read from outside
@@ -115,7 +176,6 @@ def castable(model: Any, storage: Any) -> list[Any]:
         and not any(word in name for word in words)
         and users[id(layer.weight)] == 1
         and layer.weight is not first
-        and _holds(layer.weight, storage)
     ]
 
 

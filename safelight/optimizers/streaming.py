@@ -1,21 +1,26 @@
 """As much of the denoiser stays on the device as a budget holds; the other blocks are copied in ahead of their turn.
 
-`split` chooses the blocks, a `Mover` copies them (on a stream of its own, or plainly where there is none), a `Stream`
-says when. Text encoders and VAE come whole in their turn, and the denoiser leaves meanwhile.
+division.py chooses the blocks, a `Mover` copies them (on a stream of its own, or plainly where there is none), a
+`Stream` says when. Text encoders and VAE come whole in their turn, and the denoiser leaves meanwhile.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from safelight.errors import DoesNotApply, OutOfMemory, UsageError
+from safelight.errors import DoesNotApply, UsageError
+from safelight.optimizers import transfer
 from safelight.optimizers import weights as memory
+from safelight.optimizers.division import choices, split
 from safelight.optimizers.placement import SLOT, Turns, after, before, mib, needs_card, taking_turns
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer
 from safelight.optimizers.target import Target, denoiser, models
 from safelight.optimizers.weights import Weights, on_cpu
 from safelight.probe.device import gib
+from safelight.simulate.cost import Cost
+from safelight.simulate.cost import Weights as Sizes
 
 HAVE_STREAMS = ("cuda", "xpu")
 LONG = 0.05  # a list with this share of the denoiser's bytes is one of its stacks of blocks; others are odds and ends
@@ -25,43 +30,6 @@ LEAST_RESERVE = 2**29
 
 
 # -- which blocks ------------------------------------------------------------------------------------------------------
-
-
-def split(block_bytes: Sequence[int], other_bytes: int, budget_bytes: int, ahead: int) -> tuple[int, ...]:
-    """The indices of the blocks that stay: as many as fit, so that the streamed ones are spread evenly.
-
-    A streamed block is on the device while it computes and while the `ahead` streamed blocks before it do; a copy has
-    the more time, the more resident blocks compute meanwhile. other_bytes: what of the denoiser is in no block.
-    Raises OutOfMemory with the least budget that would do.
-    """
-    count = len(block_bytes)
-    choices = [_evenly(count, streamed) for streamed in range(count + 1)]
-    needs = [other_bytes + _needed(block_bytes, streamed, ahead) for streamed in choices]
-    for streamed, need in zip(choices, needs, strict=True):
-        if need <= budget_bytes:
-            return tuple(i for i in range(count) if i not in streamed)
-    raise OutOfMemory(
-        f"streamed-blocks has {gib(max(0, budget_bytes))} for the denoiser, and needs {gib(min(needs))} at least: "
-        "raise streamed-blocks.budget_gib, lower streamed-blocks.ahead, or take sequential-offload"
-    )
-
-
-def _evenly(count: int, chosen: int) -> tuple[int, ...]:
-    return tuple(i * count // chosen for i in range(chosen))
-
-
-def _needed(block_bytes: Sequence[int], streamed: tuple[int, ...], ahead: int) -> int:
-    """Bytes of the resident blocks, and of the streamed ones that are there at once at the worst moment.
-
-    Streamed blocks come round and round: behind the last one the first one of the next step is loaded.
-    """
-    resident = sum(nbytes for i, nbytes in enumerate(block_bytes) if i not in streamed)
-    at_once = min(ahead + 1, len(streamed))
-    windows = [
-        sum(block_bytes[streamed[(first + k) % len(streamed)]] for k in range(at_once))
-        for first in range(len(streamed))
-    ]
-    return resident + max(windows, default=0)
 
 
 def blocks_of(model: Any) -> list[Any]:
@@ -279,6 +247,47 @@ class Watch:
         )
 
 
+def _denoiser(cost: Cost) -> str:
+    return "transformer" if "transformer" in cost.parts else "unet"
+
+
+def _predict(cost: Cost, target: Target, budget_gib: float, ahead: int) -> Cost:
+    name = _denoiser(cost)
+    return transfer.streamed(cost, name, _divided(cost.parts[name], budget_bytes(target, budget_gib, 0), ahead))
+
+
+def _divided(denoiser: Sizes, budget: int, ahead: int) -> transfer.Divided | None:
+    """As `divide` and `split` would; None where they refuse, as all of it fits or not even the least."""
+    if denoiser.total <= budget or len(denoiser.blocks) < 2:
+        return None
+    found = choices(denoiser.blocks, denoiser.total - sum(denoiser.blocks), ahead)
+    fitting = ((need, streamed) for need, streamed in found if need <= budget)
+    if (first := next(fitting, None)) is None:
+        return None
+    return transfer.Divided(first[0], sum(denoiser.blocks[i] for i in first[1]))
+
+
+SHARES = (0.25, 0.5, 0.75)  # of the denoiser
+
+
+def _variants(cost: Cost, target: Target) -> list[dict[str, float]]:
+    """Budgets of SHARES of the denoiser, or the least that does: as it is, and in 16 bits where those may follow."""
+    denoiser = cost.parts[_denoiser(cost)]
+    halves = target.dtype == "float32" and {"bfloat16", "float16"} & set(target.device.fast_dtypes)
+    sizes = [(denoiser.scaled(0.5), SHARES), (denoiser, SHARES[:2])] if halves else [(denoiser, SHARES)]
+    found = {budget for size, shares in sizes for budget in _budgets(size, shares)}
+    return [{"budget_gib": budget} for budget in sorted(found)]
+
+
+def _budgets(denoiser: Sizes, shares: Sequence[float]) -> Iterator[float]:
+    """GiB, rounded up."""
+    least = min(choices(denoiser.blocks, denoiser.total - sum(denoiser.blocks), ahead=1))[0]
+    for share in shares:
+        budget = math.ceil(max(least, share * denoiser.total) / 2**30 * 100) / 100
+        if budget * 2**30 < denoiser.total:
+            yield budget
+
+
 def _fits(target: Target, budget_gib: float, ahead: int) -> str | None:
     if budget_gib < 0:
         raise UsageError(f"streamed-blocks={budget_gib}: give GiB for the denoiser's weights, or 0 for what is free")
@@ -293,6 +302,8 @@ def _fits(target: Target, budget_gib: float, ahead: int) -> str | None:
     fidelity=Fidelity.EXACT,
     source="https://docs.pytorch.org/tutorials/intermediate/pinmem_nonblock.html",
     fits=_fits,
+    predict=_predict,
+    variants=_variants,
 )
 def streamed_blocks(pipe: Any, target: Target, budget_gib: float = 0.0, ahead: int = 1) -> Iterator[Proof]:
     """Keep as many of the denoiser's blocks on the card as budget_gib holds, and load the others ahead of time."""

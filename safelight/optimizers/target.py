@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from safelight.probe.blueprint import Part, dtype_of, models
 from safelight.probe.device import Device
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One model of a pipeline: its class and its config."""
-
-    cls: type
-    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +17,8 @@ class Target:
 
     pipeline: its class; None when only the parts are known. adapters: names of LoRAs that are loaded and not fused.
     disposable: nobody keeps the pipeline when its session closes, so that what cannot be undone cheaply need not be.
-    dtype: the denoiser's, "float32"; as loaded, or as a plan will have made it.
+    dtype: the denoiser's, "float32"; as loaded, or as a plan will have made it. frames: of a video, 1 for pictures.
+    guided: classifier-free guidance, which asks the denoiser for two predictions a step.
     """
 
     device: Device
@@ -37,6 +31,8 @@ class Target:
     adapters: tuple[str, ...] = ()
     disposable: bool = False
     dtype: str = "float32"
+    frames: int = 1
+    guided: bool = True
 
     @property
     def denoiser(self) -> Part:
@@ -64,19 +60,6 @@ def target_of(
         disposable=disposable,
         dtype=dtype_of(denoiser(pipe)),
     )
-
-
-def models(pipe: Any) -> dict[str, Any]:
-    """The pipeline's torch modules by name; parts that are None are left out."""
-    from torch import nn
-
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-
-
-def dtype_of(part: Any) -> str:
-    """ "bfloat16": that of the first floating point parameter, as diffusers and transformers read it."""
-    first = next((p for p in part.parameters() if p.is_floating_point()), None)
-    return "float32" if first is None else str(first.dtype).removeprefix("torch.")
 
 
 def denoiser(pipe: Any) -> Any:

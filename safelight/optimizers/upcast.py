@@ -38,6 +38,7 @@ def _upcast_vae_fits(target: Target) -> str | None:
     fidelity=Fidelity.ROUNDING,
     source="https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Command-Line-Arguments-and-Settings",
     fits=_upcast_vae_fits,
+    traced=("vae",),
 )
 def upcast_vae(pipe: Any, target: Target) -> Iterator[Proof]:
     """Decode in float32 while the rest computes in 16 bits: nothing overflows to black or NaN.
@@ -70,6 +71,7 @@ def _half_vae_fits(target: Target, value: str) -> str | None:
     fidelity=Fidelity.ROUNDING,
     source="https://huggingface.co/madebyollin/sdxl-vae-fp16-fix",
     fits=_half_vae_fits,
+    traced=("vae",),
 )
 def half_vae(pipe: Any, target: Target, value: str = "auto") -> Iterator[Proof]:
     """Decode in 16 bits while the rest computes in float32, or where a VAE would be upcast at each decode."""
@@ -114,6 +116,7 @@ class Float32Latents:
     fidelity=Fidelity.ROUNDING,
     source="https://github.com/AUTOMATIC1111/stable-diffusion-webui/pull/6510",
     fits=_upcast_sampling_fits,
+    # nothing to predict: the denoiser computes as before, and latents are small
 )
 def upcast_sampling(pipe: Any, target: Target) -> Iterator[Proof]:
     """Keep latents and the scheduler's arithmetic in float32, while the denoiser computes in 16 bits."""

@@ -222,10 +222,11 @@ def names_of(name: str) -> tuple[str, ...]:
 
 def written(options: Mapping[str, Mapping[str, Any]], registry: Registry = OPTIMIZERS) -> str:
     """{"vae-tiling": {"tile_px": 256, "overlap": 0.5}} -> "vae-tiling=256,vae-tiling.overlap=0.5"."""
-    return ",".join(word for name, given in options.items() for word in _written(registry[name], given))
+    return ",".join(word for name, given in options.items() for word in said(registry[name], given))
 
 
-def _written(known: Optimizer, given: Mapping[str, Any]) -> Iterator[str]:
+def said(known: Optimizer, given: Mapping[str, Any]) -> Iterator[str]:
+    """The words that ask for one optimizer with these options."""
     first = known.options[0].name if known.options else None
     words = [known.name if option == first else f"{known.name}.{option}" for option in given]
     if first not in given and not given:

@@ -29,7 +29,7 @@ class Device:
     kind: "cpu", "cuda", "mps" or "xpu". index: among those of its kind. memory_bytes: all its memory, on a CPU the RAM
     that this process may use. free_bytes: how much of it nobody holds. capability: CUDA's (major, minor), (0, 0)
     elsewhere. fast_dtypes: of float32, bfloat16, float16 those that are worth running. features: what speeds it up.
-    findings: sentences that a person should read.
+    findings: sentences that a person should read. elsewhere: not on this machine, whose packages then say nothing.
     """
 
     kind: str
@@ -41,6 +41,7 @@ class Device:
     fast_dtypes: tuple[str, ...] = ("float32",)
     features: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
+    elsewhere: bool = False
 
     @property
     def torch_name(self) -> str:

@@ -1,6 +1,7 @@
 """What a --model points to, from names, configs and headers alone: no weight is read.
 
-Comes in: a bundled name, a folder, a file or a hub id. Goes out: a Source that is known to be whole and safe to load.
+Comes in: a bundled or known name, a folder, a file or a hub id. Goes out: a Source that is known to be whole and safe
+to load.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from typing import Any
 
 from safelight.errors import DamagedModel, ModelNotFound, UnknownName, UsageError
 from safelight.firstlight import BUNDLED
+from safelight.probe import known
 
 HUB_ID = re.compile(r"(?P<id>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?")
 SAFE_MODULES = ("diffusers", "transformers")
@@ -31,21 +33,26 @@ class Source:
 
 
 def find(asked: str, *, allow_pickle: bool = False) -> Source:
-    """Raises ModelNotFound, DamagedModel, or UsageError for a pickle that was not allowed."""
+    """A name of a known model stands for its repository on the hub, unless a model of that name lies here.
+
+    Raises ModelNotFound, DamagedModel, or UsageError for a pickle that was not allowed.
+    """
     if asked in BUNDLED:
         return Source("folder", str(check_folder(BUNDLED[asked])), asked, asked)
     path = Path(asked).expanduser()
+    if (name := known.name_of(asked)) and not path.is_file() and not (path / "model_index.json").is_file():
+        return Source("hub", known.hub_of(name), name, asked)
     if path.is_dir():
         return Source("folder", str(check_folder(path)), path.resolve().name, asked)
     if path.is_file():
         return Source(_check_file(path, allow_pickle), str(path), path.stem, asked)
     if (match := HUB_ID.fullmatch(asked)) and not asked.endswith((".safetensors", ".ckpt")):
         return Source("hub", match["id"], match["id"].partition("/")[2], asked, match["revision"])
-    if "/" in asked or "." in asked:
+    if "/" in asked or path.suffix[1:].isalpha():  # not the ".6" of "sd1.6"
         raise ModelNotFound(
             f"no model at {asked}: give a diffusers folder, a .safetensors file or a hub id (owner/name)"
         )
-    raise UnknownName("model", asked, BUNDLED)
+    raise UnknownName("model", asked, (*BUNDLED, *known.KNOWN), known.names())
 
 
 def check_folder(folder: Path) -> Path:
@@ -56,7 +63,7 @@ def check_folder(folder: Path) -> Path:
             continue
         if len(entry) != 2 or not all(isinstance(name, str) for name in entry):
             raise DamagedModel(f"{folder}/model_index.json says {entry!r:.80} of {part!r}: download it again")
-        if entry[0] not in SAFE_MODULES and not _is_pipeline_module(entry[0]):
+        if entry[0] not in SAFE_MODULES and not is_pipeline_module(entry[0]):
             raise UsageError(f"{folder.name} wants code from {entry[0]!r} for its {part}: only diffusers' own is run")
         if not (folder / part).is_dir() and part not in ("safety_checker", "feature_extractor"):
             raise DamagedModel(f"{folder} has no folder {part!r}, which its model_index.json lists: download it again")
@@ -65,7 +72,7 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def _is_pipeline_module(module: str) -> bool:
+def is_pipeline_module(module: str) -> bool:
     """ "stable_diffusion" stands for diffusers.pipelines.stable_diffusion, as in SD1.5's safety checker."""
     import importlib.util
 

@@ -1,5 +1,6 @@
 """Progress and messages on stderr: bars on a terminal, plain lines in a pipe. Never on stdout, which is for results."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def harmless(text: str) -> str:
+    """Control characters, which command a terminal, written out; but for the line break."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], text)
 
 
 @contextmanager

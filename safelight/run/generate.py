@@ -133,9 +133,11 @@ def pictures(
     begin: Callable[[Any], None] = lambda pipe: None,
     preview: Previews | None = None,
     turn: AbstractContextManager[Any] | None = None,
+    first: int = 0,
 ) -> Iterator[Picture]:
     """Draws `request.count` pictures, `batch_size` at a time, and yields each batch as soon as it is done.
 
+    first: the picture to begin with, the first of a batch; those before it were drawn already.
     begin: called with the request's own pipeline object before each batch. preview: leaves the pictures as they are.
     turn: a lock that is held for each batch, as optimizers keep the state of a run in the models that all requests
     share.
@@ -147,7 +149,7 @@ def pictures(
     network = upscalers.load(request.upscale, device=device.torch_name) if request.upscale > 1 else None
     scheduler = _scheduler(request, checkpoint)
     numbered = list(enumerate(request.seeds()))
-    for start in range(0, request.count, request.batch_size):
+    for start in range(first, request.count, request.batch_size):
         chunk = numbered[start : start + request.batch_size]
         with turn or nullcontext(), _out_of_memory_explained(clock, device, request):
             begin(pipe)

@@ -2,8 +2,6 @@
 
 from contextlib import contextmanager
 
-from torch import nn
-
 from safelight.optimizers import precision
 from safelight.optimizers.registry import swapped
 
@@ -19,13 +17,7 @@ def no_cast():
 
 @contextmanager
 def no_layout():
-    """Modules stay as they are when they are told another memory format."""
-    to = nn.Module.to
-
-    def deaf(self, *args, memory_format=None, **kwargs):
-        return to(self, *args, **kwargs) if args or kwargs else self
-
-    with swapped(nn.Module, to=deaf):
+    with swapped(precision, lay_out=lambda part: None):
         yield
 
 

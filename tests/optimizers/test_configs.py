@@ -9,7 +9,7 @@ import pytest
 import tiny
 from hub import FakeHub
 
-from safelight.errors import DamagedModel, UsageError
+from safelight.errors import DamagedModel
 from safelight.optimizers import target_of
 from safelight.optimizers.configs import target_from
 from safelight.planner import fitting
@@ -46,10 +46,17 @@ def test_the_bundled_model_is_known_without_its_weights():
     assert (found.width, found.height, found.denoiser.cls.__name__) == (64, 64, "UNet2DConditionModel")
 
 
-def test_a_single_file_has_no_configs(tmp_path):
+def test_a_known_model_is_planned_at_its_own_size_or_at_another():
+    wan = target_from("wan", tiny.cpu())
+    assert (wan.width, wan.height, wan.frames, wan.guided) == (832, 480, 81, True)
+    other = target_from("flux", tiny.cpu(), width=512, height=768, frames=1)
+    assert (other.width, other.height, other.frames, other.guided) == (512, 768, 1, False)
+
+
+def test_of_a_single_file_without_a_denoiser_there_is_no_target(tmp_path):
     header = b'{"x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(UsageError, match="give a diffusers folder or a hub id"):
+    with pytest.raises(DamagedModel, match="holds no denoiser"):
         target_from(str(tmp_path / "a.safetensors"), tiny.cpu())
 
 

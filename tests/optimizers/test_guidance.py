@@ -314,7 +314,6 @@ def test_the_pipelines_of_two_calls_call_twice(name):
     assert source.count("self.transformer(") + source.count("self.unet(") + source.count("current_model(") > 1
 
 
-def test_auto_leaves_the_split_with_its_price(unet_pipe):
+def test_auto_leaves_what_costs_seconds_or_the_picture(unet_pipe):
     with safelight.optimize(unet_pipe, "auto", width=32, height=32) as opened:
-        assert opened.plan.left["guidance-split"] == "runs the denoiser twice a step: ask for it by name"
-        assert "may change the picture" in opened.plan.left["guidance-cutoff"]
+        assert not {"guidance-split", "guidance-cutoff"} & opened.plan.options.keys()
