@@ -166,7 +166,10 @@ def timed(case: "Case", made: Setting, part: str, phase: Phase) -> dict[str, Any
             samples.append(time.perf_counter() - started)
     measured = seconds_by_kind(made, part)
     kinds = {kind: [told, measured.get(kind, 0.0)] for kind, told in phase.device.items()}
-    return {"samples": samples, "kinds": {**kinds, "host": [phase.host, statistics.median(samples) - sum(measured.values())]}}
+    return {
+        "samples": samples,
+        "kinds": {**kinds, "host": [phase.host, statistics.median(samples) - sum(measured.values())]},
+    }
 
 
 def seconds_by_kind(made: Setting, part: str) -> dict[str, float]:

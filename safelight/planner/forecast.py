@@ -182,7 +182,7 @@ class Forecast:
         weight takes longer than many a trace."""
         key = _key("", first)
         if key not in self._fakes:
-            made = fake(self.blueprint, self.target.dtype)
+            made = fake(self.blueprint, self.target.dtype, self.target.device.kind)
             with made.active():
                 with ExitStack() as stack:
                     for optimizer, options in first:

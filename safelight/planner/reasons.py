@@ -62,6 +62,8 @@ class Reasons:
         possible = [choice for choice, why in zip(candidates, refusals, strict=True) if why is None]
         if not possible:
             return next((why for why in refusals if why), "it has nothing to act on here")
+        if known.traced and known.fidelity > max(self.speed, self.memory):  # a trace takes a second, for no decision
+            return f"{known.fidelity.word}, which --fidelity {known.fidelity.word} allows"
         tried = [(choice, self._with(choice)) for choice in possible]
         reachable = [(choice, cost) for choice, cost in tried if cost is not None]
         if not reachable:

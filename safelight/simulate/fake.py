@@ -26,21 +26,22 @@ class FakePipeline:
 
 @dataclass(frozen=True, slots=True)
 class Fake:
-    """pipe: to be changed and called inside `active`."""
+    """pipe: to be changed and called inside `active`. device: "cpu" or "cuda", whose strides its tensors have."""
 
     blueprint: Blueprint
     pipe: FakePipeline
     mode: Any
+    device: str = "cpu"
 
     @contextmanager
     def active(self) -> Iterator[None]:
         import torch
 
-        with self.mode, real_strides(), torch.no_grad():
+        with self.mode, real_strides(self.device), torch.no_grad():
             yield
 
 
-def fake(blueprint: Blueprint, dtype: str = "float32") -> Fake:
+def fake(blueprint: Blueprint, dtype: str = "float32", device: str = "cpu") -> Fake:
     """Raises DamagedModel when a part cannot be made from its config."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -50,7 +51,7 @@ def fake(blueprint: Blueprint, dtype: str = "float32") -> Fake:
     with mode:
         for model in parts.values():
             _fill(model, getattr(torch, dtype))
-    return Fake(blueprint, FakePipeline(parts), mode)
+    return Fake(blueprint, FakePipeline(parts), mode, device)
 
 
 def _made(name: str, part: Part) -> Any:

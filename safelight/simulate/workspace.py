@@ -50,6 +50,11 @@ def _convolution_on_card(given: Tensors, made: Tensors) -> Workspace:
     return Workspace(after=_bytes(image) + _bytes(weight))
 
 
+def _group_norm_on_card(given: Tensors, made: Tensors) -> Workspace:
+    """at::group_norm copies what is channels last, but on a CPU."""
+    return Workspace(through=_bytes(given[0])) if channels_last(given[0]) else NONE
+
+
 def _convolution(given: Tensors, made: Tensors) -> Workspace:
     """oneDNN reorders image, weight and result into blocks of channels; of what is channels last the weight alone."""
     image, weight = given[:2]
@@ -96,7 +101,11 @@ ON_CPU: Mapping[str, Kernel] = {
     "upsample_nearest2d": _upsample,
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
 }
-ON_CARD: Mapping[str, Kernel] = {"convolution": _convolution_on_card}
+ON_CARD: Mapping[str, Kernel] = {
+    "convolution": _convolution_on_card,
+    "native_group_norm": _group_norm_on_card,
+    "native_layer_norm": _layer_norm,
+}
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
 
@@ -104,7 +113,7 @@ def compiled(name: str, given: Tensors) -> tuple[Hashable, int] | None:
     """(what tells it from others, bytes) of the kernel that a CPU compiles for an operator, if it does."""
     if name != "convolution" and (name not in PRODUCTS or given[0].element_size() != 2):
         return None
-    shapes = tuple((tuple(tensor.shape), tensor.stride()) for tensor in given)
+    shapes = tuple(tuple(tensor.shape) for tensor in given)
     return (name, given[0].dtype, shapes), COMPILED.get(given[0].element_size(), 0)
 
 
