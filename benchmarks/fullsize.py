@@ -154,7 +154,7 @@ MODELS: dict[str, dict[str, Part]] = {
     },
     "flux1-dev": _flux(True, FLUX_DEV_NOISE),  # black-forest-labs/FLUX.1-dev
     "flux1-schnell": _flux(False, {"shift": 1.0}),  # black-forest-labs/FLUX.1-schnell
-    # DiT-S/2 of https://arxiv.org/abs/2212.09748 as diffusers has it, with an embedder of steps and labels in each block
+    # DiT-S/2 of https://arxiv.org/abs/2212.09748 as diffusers has it: each block embeds steps and labels itself
     "dit-s2": {
         "transformer": ("diffusers", "DiTTransformer2DModel", DIT_S2),
         "vae": ("diffusers", "AutoencoderKL", VAE),

@@ -119,10 +119,10 @@ def run(device: str, case: str, parts: Sequence[str], quantities: Sequence[str])
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60 * MINUTES)
     except subprocess.TimeoutExpired:
-        return dict.fromkeys(parts, {"error": f"took more than {MINUTES:.0f} minutes"})
+        return {part: {"error": f"took more than {MINUTES:.0f} minutes"} for part in parts}
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return dict.fromkeys(parts, {"error": said[-1][:300]})
+        return {part: {"error": said[-1][:300]} for part in parts}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -8,17 +8,18 @@ MIB = 2**20
 ABOUT = {
     "live": "bytes of the tensors that are alive at the worst moment, each storage once, inputs included, weights not; "
     "measured on real tensors, operator by operator",
-    "taken": "by how much resident memory grows (VmHWM after a reset of it, less VmRSS before) in a process whose malloc "
-    "gives back at once what is freed (MALLOC_MMAP_THRESHOLD_=65536): tensors and what kernels take for themselves",
+    "taken": "by how much resident memory grows (VmHWM after a reset of it, less VmRSS before) in a process whose "
+    "malloc gives back at once what is freed (MALLOC_MMAP_THRESHOLD_=65536): tensors and what kernels take for "
+    "themselves",
     "growth": "the same in an ordinary process, where malloc keeps what is freed for later; predicted is what a plan "
     "counts with",
     "peak": "most bytes allocated on the card during the part (max_memory_allocated), weights included",
-    "seconds": "median of the calls after a warm-up; predicted from the rates that were probed in the same process just "
-    "before",
+    "seconds": "median of the calls after a warm-up; predicted from the rates that were probed in the same process "
+    "just before",
 }
 HOW = {
-    "cpu": "A denoising step is one call of the denoiser, with and without the prompt as one batch; a decode is one call "
-    "of the VAE. Each is measured in a process of its own with torch's own number of threads. Before memory is "
+    "cpu": "A denoising step is one call of the denoiser, with and without the prompt as one batch; a decode is one "
+    "call of the VAE. Each is measured in a process of its own with torch's own number of threads. Before memory is "
     "measured, the part draws one picture a quarter as wide and high (32 px at least), so that libraries are loaded "
     "and thread pools are there, and nothing of this size is.",
     "cuda": "Each case is a process of its own: a session with its plan draws the picture in 4 steps, once to warm up "

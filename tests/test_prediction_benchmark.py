@@ -1,4 +1,4 @@
-"""benchmarks/prediction.py: a row of it holds what was predicted and what was measured, and its page says how far off."""
+"""benchmarks/prediction.py: a row holds what was predicted and what was measured, and the page says how far off."""
 
 import json
 import math
@@ -38,13 +38,13 @@ def one(parts, quantities):
 
 
 def test_a_worker_tells_what_was_predicted_and_what_was_measured(program):
-    wanted = list(program.TARGETS["cpu"])
-    for part, row in one("denoise,decode", ",".join(wanted)).items():
-        assert part in program.PARTS
+    wanted = [name for name in program.TARGETS["cpu"] if name != "taken"]  # which wants a process of its own
+    for part in program.PARTS:
+        (row,) = one(part, ",".join(wanted)).values()
         assert set(row["predicted"]) == set(row["measured"]) == set(wanted)
         assert all(0 < value < math.inf for key in ("predicted", "measured") for value in row[key].values())
         assert row["predicted"]["live"] == row["measured"]["live"], "no allocator's business: it is so to the byte"
-        assert row["predicted"]["live"] <= row["predicted"]["taken"] <= row["predicted"]["growth"]
+        assert row["predicted"]["live"] < row["predicted"]["growth"]
         assert len(row["samples"]) == program.CASES["cpu"][SMALLEST].calls
         assert set(row["kinds"]) == {*KINDS, "host"}
 
@@ -59,7 +59,7 @@ def test_every_case_is_of_a_model_and_a_plan_that_there_are(program):
     for kind, cases in program.CASES.items():
         assert {case.model for case in cases.values()} <= {*BUNDLED, *fullsize.MODELS}
         for case in cases.values():
-            assert all(wish(case.plan).options) == bool(case.plan) or not case.plan, (kind, case)
+            assert bool(wish(case.plan).options) == bool(case.plan), f"{kind}: {case.name}"
 
 
 def test_a_case_that_fails_is_told_with_its_reason(program):

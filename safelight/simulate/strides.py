@@ -1,8 +1,9 @@
 """Strides as real tensors have them, where fake ones differ.
 
-They change no result, but they change what follows: by them torch takes an image for channels last, or not. Fake tensors
-are a CPU's, and of a single picture two kinds of operators give them another stride than real ones have. Where the
-VAE's attention hands its result on, real tensors go on contiguous and fake ones channels last, which takes less memory.
+They change no result, but they change what follows: by them torch takes an image for channels last, or not. Fake
+tensors are a CPU's, and of a single picture two kinds of operators give them another stride than real ones have. Where
+the VAE's attention hands its result on, real tensors go on contiguous and fake ones channels last, which takes less
+memory.
 """
 
 from typing import Any
