@@ -61,7 +61,11 @@ class DamagedModel(SafelightError):
 
 
 class DidNotEngage(SafelightError):
-    pass
+    """names: of the optimizers."""
+
+    def __init__(self, message: str, names: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
 
 
 class SpoiledPicture(SafelightError):

@@ -7,12 +7,19 @@ with safelight.load("firstlight", optimize="auto") as session:
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from safelight.config import VERSION, Request
-from safelight.errors import DidNotEngage, OutOfMemory, SafelightError, UsageError
+from safelight.errors import (
+    DidNotEngage,
+    DoesNotApply,
+    EnvironmentProblem,
+    OutOfMemory,
+    SafelightError,
+    UsageError,
+)
 from safelight.measure.clock import Clock, synchronizer
 from safelight.measure.memory import PeakMemory
 from safelight.optimizers.registry import OPTIMIZERS, Proof, Registry
@@ -127,11 +134,22 @@ class Session:
         name = self.loaded.name if self.loaded else type(self.pipe).__name__
         self.expected = Expected(self.pipe, self.target, name, self.forecast, self.remember)
         self._plan = self._first_plan()
-        try:
-            self._open()
-        except OutOfMemory as error:
-            self._plan_again(error)
-            self._open()
+        while self._undo is None:
+            try:
+                self._open()
+            except OutOfMemory as error:
+                self._plan_again(error)
+            except DidNotEngage as error:
+                self._leave(error)
+
+    def _leave(self, error: DidNotEngage) -> None:
+        """Goes on without what was planned and does nothing here. Raises `error` where a person asked for it."""
+        if not error.names or any(c.requested for c in self._plan.choices if c.optimizer.name in error.names):
+            raise error
+        kept = tuple(choice for choice in self._plan.choices if choice.optimizer.name not in error.names)
+        left = {**self._plan.left, **dict.fromkeys(error.names, f"it was tried: {error}")}
+        self._plan = replace(self._plan, choices=kept, left=left)
+        warnings.warn(f"left out, as nobody asked for it: {error}", stacklevel=2)
 
     def _first_plan(self) -> Plan:
         if self.prepared is not None:
@@ -168,7 +186,12 @@ class Session:
         warnings.warn(f"out of memory, so that it is planned again: -o {self._plan.written} ({error})", stacklevel=2)
 
     def _apply(self, stack: ExitStack, choice: Choice) -> Proof:
-        return choice.optimizer.enter(stack, self.pipe, self.target, choice.options)
+        try:
+            return choice.optimizer.enter(stack, self.pipe, self.target, choice.options)
+        except (DoesNotApply, EnvironmentProblem) as error:  # what only the loaded weights tell
+            if choice.requested:
+                raise
+            raise DidNotEngage(str(error), [choice.optimizer.name]) from error
 
     def _prove(self) -> tuple[str, ...]:
         """Draws a short run at the real size, and asks each proof what it saw."""
@@ -192,7 +215,9 @@ class Session:
         self._note_growth(memory)
         found = tuple(proof.evidence() for proof in self._proofs)
         if idle := [c.optimizer.name for c, said in zip(self._plan.choices, found, strict=True) if not said]:
-            raise DidNotEngage(f"{' and '.join(idle)} was applied but shows no effect: leave it out with --without")
+            raise DidNotEngage(
+                f"{' and '.join(idle)} was applied but shows no effect: leave it out with --without", idle
+            )
         return found
 
     @property

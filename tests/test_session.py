@@ -7,8 +7,9 @@ import torch
 
 import safelight
 from safelight.config import Request
-from safelight.errors import OutOfMemory, SafelightError, UsageError
-from safelight.optimizers import OPTIMIZERS, Registry
+from safelight.errors import DidNotEngage, OutOfMemory, SafelightError, UsageError
+from safelight.optimizers import OPTIMIZERS, Fidelity, Registry, Stage
+from safelight.optimizers.registry import Proof
 from safelight.planner import wish
 from safelight.session import Session
 from safelight.simulate.measurements import Store
@@ -184,3 +185,37 @@ def test_a_model_that_nobody_can_call_ahead_is_run_as_it_is(unet_pipe):
     unet_pipe.unet.__class__ = Unknown
     with safelight.optimize(unet_pipe, "none") as session:
         assert session.predicted(session.settle(Request("a cat", width=32, height=32))) is None
+
+
+def idle(pipe, *, requested):
+    """A session with one optimizer that a plan takes for the seconds it promises, and that does nothing."""
+    made = Registry()
+
+    def promising(pipe, target):
+        """Promises much."""
+        yield Proof(lambda: "")
+
+    made.add(
+        stage=Stage.CACHE,
+        fidelity=Fidelity.EXACT,
+        source="",
+        fits=lambda target: None,
+        predict=lambda cost, target: cost.scaled(denoise=0.5),
+    )(promising)
+    forecast = tiny.forecast(pipe, tiny.cpu(), width=32, height=32)
+    wished = wish("promising" if requested else "auto", registry=made)
+    return Session(pipe, tiny.cpu(), wished, width=32, height=32, registry=made, forecast=forecast)
+
+
+def test_what_was_planned_and_does_nothing_is_left_with_a_warning(unet_pipe):
+    with (
+        pytest.warns(UserWarning, match="left out, as nobody asked for it"),
+        idle(unet_pipe, requested=False) as session,
+    ):
+        assert session.plan.options == {}
+        assert session.plan.left["promising"].startswith("it was tried: promising was applied but shows no effect")
+
+
+def test_what_was_asked_for_and_does_nothing_is_an_error(unet_pipe):
+    with pytest.raises(DidNotEngage):
+        idle(unet_pipe, requested=True)
