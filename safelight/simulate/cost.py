@@ -10,7 +10,7 @@ from typing import Any
 
 from safelight.probe.rates import COMPUTING, KINDS, Rates
 from safelight.simulate.measurements import Correction
-from safelight.simulate.trace import Trace
+from safelight.simulate.trace import Trace, Work
 from safelight.simulate.workspace import kept
 
 PHASES = ("encode", "denoise", "decode")
@@ -182,16 +182,20 @@ def phase(trace: Trace, rates: Rates, device_kind: str, *, resident: int) -> Pha
     """Seconds by the roofline: of each operator the longer of computing and moving."""
     device = dict.fromkeys(KINDS, 0.0)
     for work, count in trace.works.items():
-        device[work.kind] += count * operator_seconds(rates, work.kind, work.dtype, work.flops, work.moved)
+        device[work.kind] += count * operator_seconds(rates, work)
     live = trace.peak_bytes + trace.workspace_bytes.get("cpu" if device_kind == "cpu" else "cuda", 0)
     live += kept(device_kind, live)
     return Phase(device, trace.launches * rates.launch, resident, live, rates.queued)
 
 
-def operator_seconds(rates: Rates, kind: str, dtype: str, flops: float, moved: float) -> float:
-    if kind in COMPUTING:
-        return max(rates.seconds(kind, dtype, flops), rates.seconds("copy", dtype, moved))
-    return rates.seconds(kind, dtype, moved)
+def operator_seconds(rates: Rates, work: Work) -> float:
+    if work.kind not in COMPUTING:
+        return rates.seconds(work.kind, work.dtype, work.moved)
+    computing = rates.seconds(work.kind, work.dtype, work.flops)
+    if work.weights and not rates.queued:
+        # oneDNN reads and writes the weights once more: half of the seconds of SD1.5's convolutions at 256 px
+        computing += rates.seconds("copy", work.dtype, 2 * work.weights)
+    return max(computing, rates.seconds("copy", work.dtype, work.moved))
 
 
 def usable_bytes(device_kind: str, memory_bytes: int) -> int:

@@ -84,12 +84,13 @@ ATTENTION = "_scaled_dot_product"  # the beginning of the names of all its kerne
 @dataclass(frozen=True, slots=True)
 class Work:
     """One operator's. kind: of rates.KINDS. flops: 2 x multiply-adds, 0 for what only moves. moved: bytes read and
-    written, each tensor once."""
+    written, each tensor once. weights: bytes of a convolution's weights, which a CPU's kernels reorder at each call."""
 
     kind: str
     dtype: str
     flops: int
     moved: int
+    weights: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,8 @@ def _work(function: Any, args: Any, kwargs: Any, made: Any, given: list[Any], fr
     kind = "attention" if name.startswith(ATTENTION) else KIND.get(name, "pointwise")
     floats = [tensor for tensor in (*fresh, *given) if tensor.is_floating_point()]
     dtype = str((floats or fresh)[0].dtype).removeprefix("torch.")
-    return Work(kind, dtype, _flops(function, args, kwargs, made), sum(map(_bytes, (*given, *fresh))))
+    weights = _bytes(args[1]) if kind == "convolution" else 0
+    return Work(kind, dtype, _flops(function, args, kwargs, made), sum(map(_bytes, (*given, *fresh))), weights)
 
 
 def _flops(function: Any, args: Any, kwargs: Any, made: Any) -> int:
