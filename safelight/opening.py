@@ -11,6 +11,7 @@ from typing import Any
 from safelight import firstlight
 from safelight.config import MOST_FRAMES, Request, cache_folder
 from safelight.errors import CannotPredict, SafelightError, UsageError
+from safelight.measure.memory import collected_later
 from safelight.optimizers.words import Words
 from safelight.planner import GOALS, Wish, ahead, loading_dtype, wish
 from safelight.planner.ahead import Machine, Outlook, look_ahead
@@ -81,6 +82,7 @@ def opened(
     )
 
 
+@collected_later()
 def foreseen(
     *,
     model: str = "firstlight",
@@ -123,6 +125,7 @@ def foreseen(
         steps=steps,
         guidance=guidance,
         measurements=() if machine.device.elsewhere else kept(machine.device.name, blueprint.name),
+        cache=cache_folder(),
     )
 
 
@@ -153,4 +156,5 @@ def _outlook(
         batch_size=batch_size,
         steps=steps,
         measurements=kept(device.name, blueprint.name),
+        cache=cache_folder(),
     )

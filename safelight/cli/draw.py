@@ -11,6 +11,7 @@ import click
 import safelight
 from safelight import config
 from safelight.errors import Interrupted, PartlyDone, SafelightError, UsageError
+from safelight.measure.memory import collected_later
 from safelight.optimizers import OPTIMIZERS, words
 from safelight.report.terminal import mib, progress, say
 
@@ -300,6 +301,7 @@ def _numbered(folder: Path, prefix: str, digits: int, count: int) -> list[Path]:
     return [folder / f"{prefix}{i:0{digits}d}.png" for i in range(first, first + count)]
 
 
+@collected_later()
 def hush() -> None:
     """The libraries' own progress bars and advice stay off; errors reach us as exceptions, our warnings as lines."""
     import warnings

@@ -294,9 +294,10 @@ def first_layer(module: Any) -> Any:
 
 
 @contextmanager
-def kept_tensors(pipe: Any) -> Iterator[None]:
-    """Keeps every parameter and buffer of the pipeline, and puts the very same tensors back."""
-    parts = list(models(pipe).values())
+def kept_tensors(pipe: Any, *names: str) -> Iterator[None]:
+    """Keeps every parameter and buffer of the pipeline (names: of these parts alone), and puts the very same tensors
+    back."""
+    parts = [part for name, part in models(pipe).items() if not names or name in names]
     parameters = [(p, p.data) for part in parts for p in part.parameters()]
     buffers = [(m, name, b) for part in parts for m in part.modules() for name, b in m._buffers.items()]
     try:

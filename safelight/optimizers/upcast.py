@@ -83,7 +83,7 @@ def _vae_in(pipe: Any, target: Target, name: str) -> Iterator[Proof]:
 
     with ExitStack() as stack:
         if not target.disposable:
-            stack.enter_context(kept_tensors(pipe))
+            stack.enter_context(kept_tensors(pipe, "vae"))
         cast(pipe.vae, getattr(torch, name))
         stack.enter_context(vae_door(pipe))
         seen = stack.enter_context(watched(pipe, ("vae",)))

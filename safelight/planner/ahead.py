@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safelight.errors import OutOfMemory, UnknownName, UsageError
+from safelight.measure.memory import collected_later
 from safelight.optimizers.configs import target_of_blueprint
 from safelight.optimizers.registry import OPTIMIZERS, Registry
 from safelight.optimizers.target import Target
@@ -85,6 +86,7 @@ def _card(asked: str) -> tuple[Device, Rates]:
     raise error
 
 
+@collected_later()
 def look_ahead(
     model: str | Blueprint,
     machine: Machine,
@@ -99,9 +101,11 @@ def look_ahead(
     config_folder: str | None = None,
     measurements: Sequence[Measurement] = (),
     registry: Registry = OPTIMIZERS,
+    cache: Path | None = None,
 ) -> Outlook:
     """model: as --model takes it, or read already. None stands for the model's own, of batch_size for the best there
-    is. measurements: of earlier runs of the model on this device, which correct the prediction.
+    is. measurements: of earlier runs of the model on this device, which correct the prediction. cache: a folder that
+    keeps what the next plan need not trace again.
 
     Raises what `blueprint.read` and `plan` do, and CannotPredict.
     """
@@ -116,12 +120,16 @@ def look_ahead(
         batch_size=batch_size or 1,
         guided=None if guidance is None else guidance > 1,
     )
-    forecast = Forecast(blueprint, target, machine.rates, steps or DEFAULT_STEPS, tuple(measurements))
+    traces = None if cache is None else cache / "traces"
+    forecast = Forecast(blueprint, target, machine.rates, steps or DEFAULT_STEPS, tuple(measurements), traces)
 
     of_batch = functools.cache(forecast.of_batch)
 
     def at(size: int) -> Outlook:
-        return Outlook(blueprint, machine, wish, of_batch(size), _plan(of_batch(size), wish, registry))
+        try:
+            return Outlook(blueprint, machine, wish, of_batch(size), _plan(of_batch(size), wish, registry))
+        finally:
+            of_batch(size).keep()
 
     return at(batch_size) if batch_size else _in_batches(at, of_batch, wish, registry)
 

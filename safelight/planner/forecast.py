@@ -6,8 +6,10 @@ traced, as a search asks for the same again and again.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from safelight.optimizers import words
@@ -22,10 +24,12 @@ from safelight.simulate import inputs
 from safelight.simulate.cost import PHASES, Cost, Phase, Weights, phase, phase_of
 from safelight.simulate.fake import Fake, fake
 from safelight.simulate.measurements import Correction, Measurement, correction
+from safelight.simulate.shelf import Shelf
 from safelight.simulate.trace import NOTHING, Trace, record, tensors
 
 Chosen = tuple[Optimizer, Mapping[str, Any]]  # an optimizer with all its options
 DTYPES = ("dtype", "vae-dtype")  # slots of what sets number formats, on which all other effects rest
+OURS = "safelight.optimizers."
 STEP_OPERATORS = 20  # of the scheduler and of guidance, on latents: their launches count, their work does not
 
 
@@ -41,7 +45,8 @@ class Seen:
 class Forecast:
     """target: what is drawn, on what; its dtype is that of the plain weights. steps: of denoising.
 
-    measurements: of earlier runs, which correct what is predicted.
+    measurements: of earlier runs, which correct what is predicted. traces: a folder that `keep` puts them in, for the
+    next process.
     """
 
     blueprint: Blueprint
@@ -49,6 +54,7 @@ class Forecast:
     rates: Rates
     steps: int = 20
     measurements: tuple[Measurement, ...] = ()
+    traces: Path | None = None
     _seen: dict[Any, Seen] = field(default_factory=dict)
     _fakes: dict[Any, Fake] = field(default_factory=dict)
     _traces: dict[Any, tuple[Trace, Weights]] = field(default_factory=dict)
@@ -155,9 +161,37 @@ class Forecast:
         key = _key(name, shown)
         if key not in self._seen:
             if key not in self._traces:
-                self._traces[key] = self._look(name, shown)
+                self._traces[key] = self._kept(key, name, shown)
             self._seen[key] = self._timed(*self._traces[key])
         return self._seen[key]
+
+    def keep(self) -> None:
+        """Leaves the traces for the next process."""
+        self.shelf.keep()
+
+    def _kept(self, key: Any, name: str, shown: Sequence[Chosen]) -> tuple[Trace, Weights]:
+        """What others' optimizers do may change at any time."""
+        if not all(optimizer.apply.__module__.startswith(OURS) for optimizer, _ in shown):
+            return self._look(name, shown)
+        if (found := self.shelf.find(str(key))) is None:
+            self.shelf.put(str(key), found := self._look(name, shown))
+        return found
+
+    @cached_property
+    def shelf(self) -> Shelf:
+        """What a trace depends on but for the optimizers; the rates, and what a device is called, are not among it."""
+        import torch
+
+        target = self.target
+        situation = {
+            "pipeline": self.blueprint.pipeline,
+            "parts": {name: [part.cls, part.config] for name, part in self.blueprint.parts.items()},
+            "scene": astuple(self.scene),
+            "target": [target.dtype, target.text_is_encoded, target.adapters, target.disposable, _formats(target)],
+            "threads": torch.get_num_threads(),
+            "versions": [versions(), packages.version("transformers")],
+        }
+        return Shelf(self.traces, situation)
 
     def _look(self, name: str, shown: Sequence[Chosen]) -> tuple[Trace, Weights]:
         first = [choice for choice in shown if choice[0].slot == DTYPES[0]]
@@ -165,34 +199,27 @@ class Forecast:
         target, made = computing(self.target, shown), self._cast(first)
         with made.active(), ExitStack() as stack:
             if later:  # the pipeline is used again, even if the target's is not
-                stack.enter_context(kept_tensors(made.pipe))
+                kinds = {kind for optimizer, _ in later for kind in optimizer.traced}
+                stack.enter_context(kept_tensors(made.pipe, *(p for p in made.pipe.components if kind_of(p) in kinds)))
             for optimizer, options in later:
                 optimizer.enter(stack, made.pipe, target, options)
             part = made.pipe.components[name]
             weights = weights_of(part)
             if not (name == "vae" and _is_upcast(target, part)):
                 return self._record(name, part), weights
-            stack.enter_context(kept_tensors(made.pipe))
+            stack.enter_context(kept_tensors(made.pipe, "vae"))
             _upcast(part)
             trace = self._record(name, part)
             return replace(trace, peak_bytes=trace.peak_bytes + weights_of(part).total), weights
 
     def _cast(self, first: Sequence[Chosen]) -> Fake:
-        """A fake pipeline with number formats set, which stay when all else of the optimizers is undone: casting each
-        weight takes longer than many a trace."""
+        """A fake pipeline with number formats set, which stay (casting each weight takes longer than many a trace)."""
         key = _key("", first)
         if key not in self._fakes:
             made = fake(self.blueprint, self.target.dtype, self.target.device.kind)
-            with made.active():
-                with ExitStack() as stack:
-                    for optimizer, options in first:
-                        optimizer.enter(stack, made.pipe, self.target, options)
-                    cast_tensors = [(holder, name, holder[name]) for holder, name in _tables(made)]
-                    data = [(tensor, tensor.data) for _, _, tensor in cast_tensors]
-                for holder, name, tensor in cast_tensors:
-                    holder[name] = tensor
-                for tensor, inside in data:
-                    tensor.data = inside
+            with made.active(), ExitStack() as stack:
+                for optimizer, options in first:
+                    optimizer.enter(stack, made.pipe, replace(self.target, disposable=True), options)
             self._fakes[key] = made
         return self._fakes[key]
 
@@ -205,14 +232,14 @@ class Forecast:
         dtype = next((p.dtype for p in part.parameters() if p.is_floating_point()), torch.float32)
         if name == "vae":
             latents = inputs.latents(self.blueprint, self.scene, dtype)
-            return record(lambda: part.decode(latents, return_dict=False), [latents])
+            return record(lambda: part.decode(latents, return_dict=False), [latents], part)
         if name.startswith("text_encoder"):
             ids = inputs.text_ids(self.blueprint, name, self.scene)
-            return record(lambda: part(ids), [ids])
+            return record(lambda: part(ids), [ids], part)
         if name != self.blueprint.denoiser_name:
             return NOTHING  # a safety checker, a second denoiser that takes over: their weights count, no more
         given = inputs.denoiser_inputs(self.blueprint, self.scene, dtype)
-        return record(lambda: part(**given, return_dict=False), tensors(given))
+        return record(lambda: part(**given, return_dict=False), tensors(given), part)
 
 
 def written(chosen: Iterable[Chosen]) -> str:
@@ -276,17 +303,6 @@ def _one_after_the_other(phases: Sequence[Phase], rates: Rates) -> Phase:
 
 def _key(name: str, shown: Iterable[Chosen]) -> Any:
     return (name, *((optimizer.name, tuple(sorted(options.items()))) for optimizer, options in shown))
-
-
-def _tables(made: Fake) -> list[tuple[dict[str, Any], str]]:
-    """Where each parameter and buffer of a pipeline stands: (a module's table, the key)."""
-    tables = [
-        table
-        for part in made.pipe.components.values()
-        for module in part.modules()
-        for table in (module._parameters, module._buffers)
-    ]
-    return [(table, name) for table in tables for name, tensor in table.items() if tensor is not None]
 
 
 def _is_upcast(target: Target, vae: Any) -> bool:

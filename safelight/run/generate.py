@@ -303,7 +303,7 @@ def decode_checked(pipe: Any, latents: "Tensor", request: Request) -> tuple["Ten
         if any(parameter.is_meta for parameter in pipe.vae.parameters()):
             # what offloads the weights brings them in their own dtype, whatever is set here
             raise SpoiledPicture("the picture is black or not a number, and an offloaded VAE is not upcast")
-        with kept_tensors(pipe):
+        with kept_tensors(pipe, "vae"):
             pipe.vae.to(dtype=torch.float32)
             again = decode(pipe, latents.float(), request)
         if not all(good(picture) for picture in again):
@@ -352,7 +352,7 @@ def _upcast_if_the_vae_overflows(pipe: Any) -> Iterator[None]:
     if not (pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast")):
         yield
         return
-    with kept_tensors(pipe):
+    with kept_tensors(pipe, "vae"):
         pipe.vae.to(dtype=torch.float32)
         yield
 

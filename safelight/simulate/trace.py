@@ -6,10 +6,12 @@ Trace. Knows no device: cost.py turns a Trace into seconds.
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, ValuesView
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, ValuesView
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from safelight.simulate.repeats import counted_again
 from safelight.simulate.workspace import compiled, workspace
 
 # overloads of aten by kind (rates.KINDS); what is not named here and makes a tensor counts as pointwise
@@ -129,14 +131,27 @@ class Trace:
 NOTHING = Trace({}, 0, 0, {})
 
 
-def record(run: Callable[[], Any], inputs: Iterable[Any] = ()) -> Trace:
-    """Calls `run` once. inputs: tensors that are there before, and alive throughout."""
+def record(run: Callable[[], Any], inputs: Iterable[Any] = (), part: Any = None) -> Trace:
+    """Calls `run` once. inputs: tensors that are there before, and alive throughout. part: a module on fake tensors
+    whose blocks need not run where one like them has."""
     seen = Ledger()
     for tensor in inputs:
         seen.see(tensor)
-    with _noting(seen):
+    with _noting(seen), nullcontext() if part is None else counted_again(part, seen):
         run()
     return seen.closed()
+
+
+@dataclass(slots=True)
+class Span:
+    """A stretch of a run. peak, above, left: bytes over those that were alive when it began, at its worst moment and
+    at its end."""
+
+    works: Mapping[Work, int] = field(default_factory=dict)
+    calls: int = 0
+    peak: int = 0
+    above: Mapping[str, int] = field(default_factory=dict)
+    left: int = 0
 
 
 @dataclass(eq=False)
@@ -151,6 +166,7 @@ class Ledger:
     kernels: dict[Any, int] = field(default_factory=dict)  # bytes of each that a CPU compiles
     known: dict[int, int] = field(default_factory=dict)
     watches: list[Any] = field(default_factory=list)
+    heeding: bool = True
 
     def see(self, tensor: Any, *, was_there: bool = False) -> None:
         """was_there: before the run, its bytes are not the run's. Watched all the same: once it is gone, another
@@ -166,7 +182,38 @@ class Ledger:
     def gone(self, key: int) -> None:
         self.now -= self.known.pop(key, 0)
 
+    @contextmanager
+    def span(self) -> Iterator[Span]:
+        """What is done while this is open; filled in at its end."""
+        before, start = replace(self), self.now
+        self.works, self.calls, self.peak, self.above = Counter(), 0, start, dict.fromkeys(self.above, start)
+        span = Span()
+        yield span
+        span.works, span.calls, span.left = dict(self.works), self.calls, self.now - start
+        span.peak = self.peak - start
+        span.above = {kind: most - start for kind, most in self.above.items()}
+        self.works, self.calls, self.peak, self.above = before.works, before.calls, before.peak, before.above
+        self.add(span, start)
+
+    def add(self, span: Span, start: int) -> None:
+        """Counts it. start: bytes that were alive when it began."""
+        self.works.update(span.works)
+        self.calls += span.calls
+        self.peak = max(self.peak, start + span.peak)
+        self.above = {kind: max(most, start + span.above[kind]) for kind, most in self.above.items()}
+
+    @contextmanager
+    def unheeded(self) -> Iterator[None]:
+        """What is called while this is open is not noted."""
+        self.heeding = False
+        try:
+            yield
+        finally:
+            self.heeding = True
+
     def call(self, function: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        if not self.heeding:
+            return function(*args, **kwargs)
         given = tensors((args, kwargs))
         for tensor in given:  # weights, and whatever else was there before
             self.see(tensor, was_there=True)
