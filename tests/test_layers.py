@@ -14,6 +14,7 @@ LAYERS = (
     ("errors", "config"),
     ("probe", "measure.clock", "measure.memory", "sampling", "firstlight"),
     ("simulate",),
+    ("vae",),
     ("optimizers",),
     ("planner",),
     ("run",),
