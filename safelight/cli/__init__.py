@@ -19,6 +19,7 @@ from safelight.cli.catalog import optimizers, translate
 from safelight.cli.draw import generate
 from safelight.cli.memory import measurements
 from safelight.cli.planning import plan, presets
+from safelight.cli.vae import vae
 from safelight.errors import EnvironmentProblem, Interrupted, SafelightError, UnknownName, UsageError
 from safelight.report.terminal import harmless, say
 
@@ -49,7 +50,7 @@ def app() -> None:
     """Run diffusion models fast and in little memory, without spoiling the picture."""
 
 
-for command in (generate, plan, presets, optimizers, translate, measurements):
+for command in (generate, plan, presets, optimizers, translate, measurements, vae):
     app.add_command(command)
 
 

@@ -112,7 +112,7 @@ def downloaded(source: Source) -> Source:
     """
     from diffusers import DiffusionPipeline
 
-    commit = _commit(source)
+    commit = hub_commit(source)
     try:
         folder = DiffusionPipeline.download(
             source.place, revision=commit or source.revision, use_safetensors=True, local_files_only=commit is None
@@ -125,7 +125,7 @@ def downloaded(source: Source) -> Source:
     return replace(source, kind="folder", place=str(check_folder(path)), revision=path.name)
 
 
-def _commit(source: Source) -> str | None:
+def hub_commit(source: Source) -> str | None:
     """What the revision stands for now; None when the hub cannot be asked."""
     from httpx2 import HTTPError
     from huggingface_hub import HfApi

@@ -143,7 +143,7 @@ def write(
     Raises UsageError for a suffix, picture or prompt that the format cannot take, before anything is written;
     EnvironmentProblem where the folder or the disk cannot.
     """
-    _stored(path, _encoded(picture, path, record, quality), sync)
+    stored(path, _encoded(picture, path, record, quality), sync)
 
 
 def write_preview(picture: "Image.Image", path: Path) -> None:
@@ -156,20 +156,21 @@ def write_preview(picture: "Image.Image", path: Path) -> None:
     check_suffix(path)
     file = io.BytesIO()
     picture.save(file, Image.registered_extensions()[path.suffix.lower()], compress_level=1)
-    _stored(path, file.getvalue(), lambda descriptor: None)
+    stored(path, file.getvalue(), lambda descriptor: None)
 
 
 def check_suffix(path: Path) -> None:
     """Raises UsageError."""
     if path.suffix.lower() not in ENCODERS:
-        raise UsageError(f"{_shown(path)}: pictures are written as {', '.join(ENCODERS)}; end the name in one of them")
+        raise UsageError(f"{shown(path)}: pictures are written as {', '.join(ENCODERS)}; end the name in one of them")
 
 
-def _stored(path: Path, data: bytes, sync: Callable[[int], None]) -> None:
+def stored(path: Path, data: bytes, sync: Callable[[int], None] = os.fsync) -> None:
+    """Puts `data` at `path`, all of it or nothing. Raises EnvironmentProblem."""
     try:
         _store(path, data, sync)
     except OSError as error:
-        raise EnvironmentProblem(f"cannot write {_shown(path)}: {_reason(error)}") from error
+        raise EnvironmentProblem(f"cannot write {shown(path)}: {reason(error)}") from error
 
 
 def _store(path: Path, data: bytes, sync: Callable[[int], None] = os.fsync) -> None:
@@ -192,7 +193,7 @@ def _encoded(picture: "Image.Image", path: Path, record: Record, quality: int) -
     encode = ENCODERS[path.suffix.lower()]
     texts = (infotext(record), record.to_json())
     if max(len(text.encode()) for text in texts) > MAX_TEXT_BYTES:
-        raise UsageError(f"{_shown(path)}: the prompt is too long to be kept in a picture, 1 MiB is the limit")
+        raise UsageError(f"{shown(path)}: the prompt is too long to be kept in a picture, 1 MiB is the limit")
     file = io.BytesIO()
     try:
         encode(picture, file, *texts, quality)
@@ -281,15 +282,15 @@ def read(path: Path) -> tuple[Record | None, str | None]:
             image.load()
             twin, text = _texts(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UsageError(f"{_shown(path)} has more pixels than are safe to read ({Image.MAX_IMAGE_PIXELS})") from error
+        raise UsageError(f"{shown(path)} has more pixels than are safe to read ({Image.MAX_IMAGE_PIXELS})") from error
     except UnidentifiedImageError as error:
-        raise UsageError(f"{_shown(path)} is not a PNG, JPEG or WebP picture") from error
+        raise UsageError(f"{shown(path)} is not a PNG, JPEG or WebP picture") from error
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno:
-            raise UsageError(f"cannot read {_shown(path)}: {_reason(error)}") from error
-        raise UsageError(f"{_shown(path)} is damaged or not whole") from error
+            raise UsageError(f"cannot read {shown(path)}: {reason(error)}") from error
+        raise UsageError(f"{shown(path)} is damaged or not whole") from error
     if max(len(twin or ""), len(text or "")) > MAX_TEXT_BYTES:
-        raise UsageError(f"{_shown(path)} carries more than 1 MiB of text: not read")
+        raise UsageError(f"{shown(path)} carries more than 1 MiB of text: not read")
     return (None if twin is None else Record.from_json(twin)), text
 
 
@@ -321,7 +322,7 @@ def check_folder(folder: Path) -> None:
         _store(probe, bytes(4096))
         probe.unlink()
     except OSError as error:
-        raise EnvironmentProblem(f"cannot write into {_shown(folder)}: {_reason(error)}") from error
+        raise EnvironmentProblem(f"cannot write into {shown(folder)}: {reason(error)}") from error
 
 
 REASONS = {
@@ -339,10 +340,11 @@ REASONS = {
 }
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Why the system would not, in words."""
     return REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """The path as it is, or escaped where it would break the line or the terminal."""
     return str(path) if str(path).isprintable() else ascii(str(path))
