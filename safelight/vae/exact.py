@@ -17,7 +17,21 @@ from safelight.vae.stats import Statistics
 Sink = Callable[[int, Any], None]  # the first row's number, rows in the order of the picture
 IMAGE_DIMS = 4
 # operators that may write into their first input, under the name of the one that does
-IN_PLACE = ("silu", "relu", "add", "sub", "mul", "div", "sigmoid", "tanh", "clamp", "hardtanh", "clamp_min", "neg", "exp")
+IN_PLACE = (
+    "silu",
+    "relu",
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "sigmoid",
+    "tanh",
+    "clamp",
+    "hardtanh",
+    "clamp_min",
+    "neg",
+    "exp",
+)
 
 
 @dataclass
@@ -96,7 +110,7 @@ class Run:
 
         row = self.schedule.rows.row[node]
         assert row is not None, "only rows are stored"
-        order = [row.axis, *(dim for dim in range(len(node.shape)) if dim not in (row.axis, 1)), 1]
+        order = sorted(range(len(node.shape)), key=lambda dim: (dim != row.axis, dim == 1, dim))
         strides, step = [0] * len(order), 1
         for dim in reversed(order):
             strides[dim], step = step, step * node.shape[dim]
@@ -197,7 +211,11 @@ class Pass:
                 return self.run.values[given]
             return self._read(given, row, a, b)
 
-        if node.op in IN_PLACE and can_be_written_over(row) and (made := self._written(node, row, read, uses)) is not None:
+        if (
+            node.op in IN_PLACE
+            and can_be_written_over(row)
+            and (made := self._written(node, row, read, uses)) is not None
+        ):
             return made
         if node.op == "convolution" and len(node.shape) == IMAGE_DIMS:
             return row.run(lambda given: _channels_last(read(given)), a, b)

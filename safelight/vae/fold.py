@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from safelight.vae.graph import WEIGHT, Graph, Node, replaced
+from safelight.vae.graph import WEIGHT, Graph, Node, needed, replaced
 
 ENLARGING = ("upsample_nearest2d", "_upsample_nearest_exact2d")
 FOLDED = "folded"  # the name of weights that are computed from others
@@ -49,9 +49,7 @@ def _rewritten(graph: Graph, rewrite: Rewrite) -> Graph:
         users[fresh] = users[node]
         instead[node] = rewrite(fresh, users)
         users.setdefault(instead[node], users[node])
-    from safelight.vae.graph import _needed
-
-    return _needed([instead[node] for node in graph.inputs], instead[graph.output])
+    return needed([instead[node] for node in graph.inputs], instead[graph.output])
 
 
 def _without_idle_steps(node: Node, users: Mapping[Node, list[Node]]) -> Node:
@@ -108,41 +106,50 @@ def _shortcut(node: Node, users: Mapping[Node, list[Node]]) -> Node:
     before, before_bias = first.args[1], first.args[2]
     shape = (before.shape[0], weight.shape[0], *before.shape[2:])
     made = Node(WEIGHT, Made((weight, before), compose), (), {}, shape, weight.dtype, None, FOLDED)
-    parts = tuple(part for part in (weight, before_bias, bias) if part is not None)
-    with_first = before_bias is not None
-    both = Node(
-        WEIGHT,
-        Made(parts, lambda w, *rest: compose_bias(w, rest[0] if with_first else None, rest[-1] if bias is not None else None)),
-        (),
-        {},
-        (weight.shape[0],),
-        weight.dtype,
-        None,
-        FOLDED,
-    )
-    has_bias = bias is not None or with_first
-    return replace(node, args=(first.args[0], made, both if has_bias else None, *first.args[3:]))
+    return replace(node, args=(first.args[0], made, _both(weight, before_bias, bias), *first.args[3:]))
+
+
+def _both(weight: Node, before: Node | None, bias: Node | None) -> Node | None:
+    """The bias of two convolutions in one."""
+    if before is None:
+        return bias
+    parts = (weight, before) if bias is None else (weight, before, bias)
+    return Node(WEIGHT, Made(parts, compose_bias), (), {}, weight.shape[:1], weight.dtype, None, FOLDED)
+
+
+CHANNELS = 32  # computed at a time in float32, as all at once would take as much memory as a large picture's rows
 
 
 def fold(weight: Any) -> Any:
     """(out, in, 3, 3) after enlarging twice -> (in, out, 4, 4) of conv_transpose2d(stride=2, padding=1)."""
-    import torch
-
-    wide = weight.float()
-    made = torch.zeros(*wide.shape[:2], 4, 4, device=wide.device)
-    for down in (0, 1):
-        for right in (0, 1):
-            made[:, :, down : down + 3, right : right + 3] += wide
-    return made.flip(2, 3).transpose(0, 1).contiguous().to(weight.dtype)
+    made = _empty(weight, weight.shape[1], weight.shape[0], 4, 4)
+    for first in range(0, weight.shape[0], CHANNELS):
+        wide = weight[first : first + CHANNELS].float()
+        taps = wide.new_zeros(*wide.shape[:2], 4, 4)
+        for down in (0, 1):
+            for right in (0, 1):
+                taps[:, :, down : down + 3, right : right + 3] += wide
+        made[:, first : first + CHANNELS] = taps.flip(2, 3).transpose(0, 1)
+    return made
 
 
 def compose(weight: Any, before: Any) -> Any:
     """(out, middle, 1, 1) after (in, middle, h, w), transposed -> (in, out, h, w)."""
     import torch
 
-    return torch.einsum("om,imyx->ioyx", weight[:, :, 0, 0].double(), before.double()).contiguous().to(weight.dtype)
+    made = _empty(before, before.shape[0], weight.shape[0], *before.shape[2:])
+    for first in range(0, before.shape[0], CHANNELS):
+        taps = before[first : first + CHANNELS].float()
+        made[first : first + CHANNELS] = torch.einsum("om,imyx->ioyx", weight[:, :, 0, 0].float(), taps)
+    return made
 
 
-def compose_bias(weight: Any, before: Any, bias: Any) -> Any:
-    moved = 0.0 if before is None else weight[:, :, 0, 0].double() @ before.double()
-    return (moved + (0.0 if bias is None else bias.double())).to(weight.dtype)
+def _empty(like: Any, *shape: int) -> Any:
+    import torch
+
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def compose_bias(weight: Any, before: Any, bias: Any = None) -> Any:
+    moved = weight[:, :, 0, 0].double() @ before.double()
+    return (moved if bias is None else moved + bias.double()).to(weight.dtype)

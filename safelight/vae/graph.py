@@ -107,7 +107,7 @@ def record(module: Any, *shapes: Any, call: Callable[..., Any] | None = None) ->
         weights = {f"module.{name}": tensor for name, tensor in fakes.items()}
         with mode, recorder.mode():
             made = torch.func.functional_call(_around(module, call), weights, tuple(given))
-    return _needed(inputs, recorder.result(made))
+    return needed(inputs, recorder.result(made))
 
 
 def _check_plain(name: str, tensor: Any) -> None:
@@ -233,7 +233,7 @@ def _shape(tensor: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in tensor.shape)
 
 
-def _needed(inputs: Sequence[Node], output: Node) -> Graph:
+def needed(inputs: Sequence[Node], output: Node) -> Graph:
     """Only what the output comes from, in an order in which it can be computed."""
     order: dict[Node, None] = dict.fromkeys(inputs)
     waiting: list[tuple[Node, bool]] = [(output, False)]

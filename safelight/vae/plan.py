@@ -234,6 +234,12 @@ def hulls(rows: Rows, task: Task, strips: Sequence[Span]) -> list[dict[Node, Hul
                     needed[given] = Hull(made[given], made[given], made[given])
         made = {node: hull.high for node, hull in needed.items()}
         found.append(needed)
+    for needed, following in zip(
+        found[-2::-1], found[:0:-1], strict=True
+    ):  # what is not needed now may be needed later
+        for node, hull in needed.items():
+            if (row := rows.row[node]) is not None and row.heavy and following[node].low < hull.low:
+                needed[node] = Hull(following[node].low, hull.fresh, hull.high)
     return found
 
 
@@ -248,7 +254,7 @@ def _ends(rows: Rows, task: Task) -> list[list[tuple[Span, dict[Node, Hull]]]]:
 def transient(rows: Rows, task: Task, strip: tuple[Span, Mapping[Node, Hull]]) -> int:
     """Bytes of strips at the worst moment."""
     uses = {given: node for node in task.order for given in node.data}
-    most = 0
+    most = prepared = _prepared(task)
     alive: dict[Node, int] = {}
     for node in task.order:
         row = rows.row[node]
@@ -260,10 +266,16 @@ def transient(rows: Rows, task: Task, strip: tuple[Span, Mapping[Node, Hull]]) -
         elif can_be_written_over(row) and (over := next((g for g in node.data if alive.get(g) == size), None)):
             alive[over] = 0
         alive[node] = size
-        most = max(most, sum(alive.values()))
+        most = max(most, prepared + sum(alive.values()))
         for given in [given for given in alive if uses.get(given) is node]:
             del alive[given]
     return most
+
+
+def _prepared(task: Task) -> int:
+    """Bytes of the weights that a pass has in another order or form."""
+    weights = {node.args[1] for node in task.order if node.op == "convolution"}
+    return sum(nbytes(weight) for weight in weights if prod(weight.shape[2:]) > 1)
 
 
 def can_be_written_over(row: Row) -> bool:

@@ -191,7 +191,11 @@ def _enlarged(node: Node, axes: Axes) -> Row | None:
     given = node.data[0]
     axis = len(node.shape) - 2
     times, rest = divmod(node.shape[axis], given.shape[axis])
-    if axes[given] not in (None, axis) or rest or any(node.shape[i] % given.shape[i] for i in range(2, len(node.shape))):
+    if (
+        axes[given] not in (None, axis)
+        or rest
+        or any(node.shape[i] % given.shape[i] for i in range(2, len(node.shape)))
+    ):
         return None
 
     def reach(a: int, b: int) -> Span:
@@ -336,7 +340,9 @@ def _viewed(node: Node, axes: Axes) -> Row | None:
     places = [i for i in range(len(node.shape)) if prod(node.shape[:i]) == ahead]
     own = next((i for i in places if node.shape[i] == rows), None)
     if own is None:
-        own = next((i for i in places if node.shape[i] > 1 and not (node.shape[i] % rows and rows % node.shape[i])), None)
+        own = next(
+            (i for i in places if node.shape[i] > 1 and not (node.shape[i] % rows and rows % node.shape[i])), None
+        )
     if own is None:
         return None
     more, less = max(1, node.shape[own] // rows), max(1, rows // node.shape[own])
