@@ -38,57 +38,98 @@ class Exact:
     used: list[Schedule] = field(default_factory=list)
     _plans: dict[Any, list[Schedule]] = field(default_factory=dict)
 
-    def __call__(self, given: Any, sink: Sink | None = None) -> Any:
-        """given: (batch, channels, ..., height, width). Raises CannotWalk, and OutOfMemory for too small a budget."""
+    def __call__(self, given: Any, *args: Any, sink: Sink | None = None, **kwargs: Any) -> Any:
+        """given: (batch, channels, ..., height, width); args, kwargs: what else the module takes.
+
+        Raises CannotWalk, and OutOfMemory for too small a budget.
+        """
         import torch
 
         if self.module.training or (torch.is_grad_enabled() and given.requires_grad):
-            raise UsageError("the VAE is in training mode: the exact decode is for inference, call vae.eval()")
-        items = [given] if self.together else given.split(1)
+            raise UsageError("the VAE is in training mode: the exact way is for inference, call vae.eval()")
+        beside = Beside(args, kwargs)
+        items = [given] if self.together or beside.tensors else given.split(1)
         if sink is not None and len(items) > 1:
             raise UsageError(f"rows of {len(items)} pictures cannot be written at once: decode them one by one")
         with torch.no_grad():
-            result = None
+            made = self._item(items[0], beside, sink)
+            if len(items) == 1:
+                return made
+            result = made.new_empty((len(items), *made.shape[1:]))
             for number, item in enumerate(items):
-                made = self._item(item, sink)
-                if len(items) == 1:
-                    return made
-                if result is None:
-                    result = made.new_empty((len(items), *made.shape[1:]))
-                result[number : number + 1] = made
+                result[number : number + 1] = made if number == 0 else self._item(item, beside, None)
             return result
 
-    def _item(self, item: Any, sink: Sink | None) -> Any:
+    def _item(self, item: Any, beside: "Beside", sink: Sink | None) -> Any:
         import torch
 
-        weights = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        chosen = self.plan(item)
+        chosen = self.plan(item, beside)
         while True:
-            self.used.append(chosen)
-            del self.used[:-1]
+            self.used[:] = [chosen]
             try:
-                return Run(chosen, weights, sink).of(item)
+                return Run(chosen, self._weights(), sink).of(item, *beside.tensors)
             except torch.OutOfMemoryError as error:
                 # a step down, and not the same again
-                below = [made for made in self.plans(item) if made.peak_bytes < chosen.peak_bytes]
+                below = [made for made in self.plans(item, beside) if made.peak_bytes < chosen.peak_bytes]
                 if not below or sink is not None:
-                    raise OutOfMemory(
-                        f"the device has less memory than the {_mib(chosen.peak_bytes)} of this decode"
-                    ) from error
+                    message = f"the device has less memory than the {_mib(chosen.peak_bytes)} of this decode"
+                    raise OutOfMemory(message) from error
                 chosen = below[-1]
 
-    def plan(self, item: Any) -> Schedule:
-        """The fastest within the budget. Raises OutOfMemory with the least that would do."""
-        return fitting(self.plans(item), self.budget_bytes)
+    def _weights(self) -> dict[str, Any]:
+        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
 
-    def plans(self, item: Any) -> list[Schedule]:
+    def plan(self, item: Any, beside: "Beside | None" = None) -> Schedule:
+        """The fastest within the budget. Raises OutOfMemory with the least that would do."""
+        return fitting(self.plans(item, beside), self.budget_bytes)
+
+    def plans(self, item: Any, beside: "Beside | None" = None) -> list[Schedule]:
         """By rising bytes. item: of one picture, fake or real."""
-        key = tuple(item.shape), item.dtype, item.device.type
+        beside = beside or Beside((), {})
+        dtypes = frozenset(tensor.dtype for tensor in self._weights().values())
+        key = tuple(item.shape), item.dtype, item.device.type, dtypes, beside.key
         if key not in self._plans:
             strip = self.strip_bytes or plan.STRIP_BYTES.get(item.device.type, plan.STRIP_BYTES_ELSEWHERE)
-            graph = record(self.module, item, call=self.call)
+            call = self.call or self.module
+            graph = record(self.module, item, *beside.tensors, call=lambda x, *more: beside.call(call, x, more))
             self._plans[key] = _plans(graph, strip)
         return self._plans[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a module takes beside the picture; tensors among it are inputs of the graph."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def tensors(self) -> list[Any]:
+        import torch
+
+        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, torch.Tensor)]
+
+    @property
+    def key(self) -> Any:
+        return tuple((name, _told(value)) for name, value in (*enumerate(self.args), *self.kwargs.items()))
+
+    def call(self, run: Callable[..., Any], given: Any, tensors: Sequence[Any]) -> Any:
+        """With other tensors in the place of its own."""
+        import torch
+
+        left = iter(tensors)
+
+        def filled(value: Any) -> Any:
+            return next(left) if isinstance(value, torch.Tensor) else value
+
+        args = [filled(value) for value in self.args]
+        return run(given, *args, **{name: filled(value) for name, value in self.kwargs.items()})
+
+
+def _told(value: Any) -> Any:
+    import torch
+
+    return (tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else repr(value)
 
 
 def _plans(graph: Graph, strip_bytes: int) -> list[Schedule]:
@@ -172,8 +213,15 @@ def _plain(made: Any) -> Any:
 
 DECODER, ENCODER = Seam("decoder", "forward"), Seam("encoder", "forward")
 # video VAEs that call their decoder frame by frame, with what it remembers
-STREAMED = ("AutoencoderKLWan", "AutoencoderKLQwenImage")
+STREAMED = (
+    "AutoencoderKLWan",
+    "AutoencoderKLQwenImage",
+    "AutoencoderKLCogVideoX",
+    "AutoencoderKLMochi",
+    "AutoencoderKLMagvit",
+)
 SEAMS: Mapping[str, Mapping[str, Seam]] = {
+    "AutoencoderKLTemporalDecoder": {"decode": Seam("decoder", "forward", together=True)},
     **{
         name: {"decode": Seam("", "_decode", _own("_decode")), "encode": Seam("", "_encode", _own("_encode"))}
         for name in STREAMED
@@ -208,7 +256,7 @@ def exactly(
     def instead(given: Any, *args: Any, **kwargs: Any) -> Any:
         from diffusers.models.autoencoders.vae import DecoderOutput
 
-        made = exact(given, sink)
+        made = exact(given, *args, sink=sink, **kwargs)
         return DecoderOutput(sample=made) if cut.method == "_decode" else made
 
     before = vars(owner).get(cut.method)

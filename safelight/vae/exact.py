@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from safelight.vae.fold import Made
-from safelight.vae.graph import WEIGHT, Node, replaced
+from safelight.vae.graph import WEIGHT, Made, Node, replaced
 from safelight.vae.plan import Arena, Hull, Schedule, Task, can_be_written_over, hulls
 from safelight.vae.rows import Row
 from safelight.vae.stats import Statistics
 
 Sink = Callable[[int, Any], None]  # the first row's number, rows in the order of the picture
 IMAGE_DIMS = 4
+VIEWS, NORMS = ("view", "_unsafe_view", "reshape"), ("native_group_norm", "native_layer_norm")
 # operators that may write into their first input, under the name of the one that does
 IN_PLACE = (
     "silu",
@@ -67,9 +67,12 @@ class Run:
             statistics.add(self.values[node])
 
     def _at_once(self, node: Node) -> Any:
-        made = node.function(
-            *replaced(node.args, self.read), **{key: replaced(value, self.read) for key, value in node.kwargs.items()}
-        )
+        function, given = node.function, replaced(node.args, self.read)
+        if node.op in VIEWS:  # the tensor may lie in memory in another order than when it was recorded
+            return given[0].reshape(node.shape)
+        if node.op in NORMS:
+            given = (given[0].contiguous(), *given[1:])
+        made = function(*given, **{key: replaced(value, self.read) for key, value in node.kwargs.items()})
         return made if node.which is None else made[node.which]
 
     def read(self, node: Node) -> Any:

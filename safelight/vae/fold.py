@@ -5,22 +5,14 @@ transposed convolution 4x4 of stride 2: 4 products for each number instead of 9,
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from safelight.vae.graph import WEIGHT, Graph, Node, needed, replaced
+from safelight.vae.graph import WEIGHT, Graph, Made, Node, needed, replaced
 
 ENLARGING = ("upsample_nearest2d", "_upsample_nearest_exact2d")
 FOLDED = "folded"  # the name of weights that are computed from others
 Get = Callable[[Node], Any]  # the tensor of a weight
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A weight that is computed of others: stands in Node.function of a WEIGHT node."""
-
-    of: tuple[Node, ...]
-    make: Callable[..., Any]
 
 
 def folded(graph: Graph, *, shortcuts: bool = True) -> Graph:

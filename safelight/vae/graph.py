@@ -49,6 +49,14 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """A weight that is computed of others: stands in Node.function of a WEIGHT node."""
+
+    of: tuple[Node, ...]
+    make: Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """nodes: in the order of computing, weights left out. inputs, output: of them."""
 
@@ -105,7 +113,7 @@ def record(module: Any, *shapes: Any, call: Callable[..., Any] | None = None) ->
         for name, tensor in fakes.items():
             recorder.leaf(WEIGHT, tensor, name)
         weights = {f"module.{name}": tensor for name, tensor in fakes.items()}
-        with mode, recorder.mode():
+        with mode, recorder.mode(), recorder.keeping_together():
             made = torch.func.functional_call(_around(module, call), weights, tuple(given))
     return needed(inputs, recorder.result(made))
 
@@ -150,6 +158,7 @@ class Recorder:
     kept: list[Any] = field(default_factory=list)
     storages: dict[int, int] = field(default_factory=dict)
     order: list[Node] = field(default_factory=list)
+    heeding: bool = True
 
     def leaf(self, op: str, tensor: Any, name: str) -> Node:
         return self._note(tensor, Node(op, None, (), {}, tuple(tensor.shape), tensor.dtype, None, name))
@@ -179,9 +188,34 @@ class Recorder:
 
         return Recording()
 
+    def keeping_together(self) -> Any:
+        """Functions that are one node, and not the operators that they are made of."""
+        import torch
+        from torch.overrides import TorchFunctionMode
+
+        recorder = self
+
+        class Keeping(TorchFunctionMode):
+            def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                kwargs = kwargs or {}
+                if function not in (torch.nn.functional.linear, torch.nn.functional.scaled_dot_product_attention):
+                    return function(*args, **kwargs)
+                recorder.heeding = False
+                try:
+                    made = function(*args, **kwargs)
+                finally:
+                    recorder.heeding = True
+                given = recorder._given(args), {key: recorder._given(value) for key, value in kwargs.items()}
+                recorder._add(made, Node(function.__name__, function, *given, _shape(made), made.dtype))
+                return made
+
+        return Keeping()
+
     def called(self, function: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         import torch
 
+        if not self.heeding:
+            return function(*args, **kwargs)
         made = function(*args, **kwargs)
         name = function.overloadpacket.__name__
         if name in PASSED_ON:
@@ -215,8 +249,15 @@ class Recorder:
         self.order.append(self._note(tensor, node))
 
     def _node(self, tensor: Any) -> Node:
-        if id(tensor) not in self.made:  # made before recording: an attribute that is neither parameter nor buffer
-            raise CannotWalk("the module uses a tensor that is neither a parameter nor a buffer")
+        from torch._subclasses.fake_tensor import FakeTensor
+
+        if id(tensor) not in self.made:
+            if isinstance(tensor, FakeTensor):
+                raise CannotWalk("the module uses a tensor of an earlier call")
+            # a number made into a tensor, or an attribute that is neither parameter nor buffer
+            shape = tuple(tensor.shape)
+            constant = Node(WEIGHT, Made((), lambda: tensor), (), {}, shape, tensor.dtype, None, "constant")
+            self._note(tensor, constant)
         return self.made[id(tensor)]
 
     def _given(self, value: Any) -> Any:

@@ -5,7 +5,7 @@ one computes the same picture. A tensor is stored in one arena, where a result m
 for the last time, as long as the writing never overtakes the reading.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import lcm, prod
@@ -56,10 +56,16 @@ def rows_of(graph: Graph) -> Rows:
     whole: set[Node] = set()
     for node in graph.nodes:
         row[node] = None if node in graph.inputs else row_of(node, axes)
-        axes[node] = None if (found := row[node]) is None else found.axis
+        axes[node] = _axis_of_input(node, graph) if (found := row[node]) is None else found.axis
         reached = () if found is None else found.reach
         whole.update(given for given in node.data if given not in reached)
     return Rows(graph, row, frozenset(whole))
+
+
+def _axis_of_input(node: Node, graph: Graph) -> int | None:
+    """Pictures (batch, channels, rows, columns) and videos are in rows before anything is done with them."""
+    dims = len(node.shape)
+    return dims - 2 if node in graph.inputs and dims >= 4 else None
 
 
 @dataclass(frozen=True)
@@ -347,6 +353,7 @@ def _work(rows: Rows, node: Node) -> float:
 
 
 SLACK = 1.04
+FEW = 16  # tensors that are weighed one by one
 LOWER = 0.7  # of the most that is alive: what a step of the search wants to come below
 
 
@@ -358,13 +365,23 @@ def plans(rows: Rows, strip_bytes: int) -> list[Schedule]:
     """
     stored = frozenset(rows.storable)
     tried = [schedule(rows, stored, strip_bytes)]
-    while stored:
-        options = [(schedule(rows, stored - {node}, strip_bytes), node) for node in stored]
+    kinds = _alike(stored)
+    while kinds:
+        options = [(schedule(rows, stored - kind, strip_bytes), kind) for kind in kinds]
         limit = LOWER * max(tried[-1].loads)
         best, gone = min(options, key=lambda option: _price(tried[-1], option[0], limit))
-        stored -= {gone}
+        stored -= gone
+        kinds.remove(gone)
         tried.append(best)
     return frontier([_filled(rows, made, strip_bytes) for made in frontier(tried)])
+
+
+def _alike(nodes: Iterable[Node]) -> list[frozenset[Node]]:
+    """Of one operator and one shape: as the residual blocks of a level, which want the same."""
+    kinds: dict[Any, set[Node]] = {}
+    for node in nodes:
+        kinds.setdefault((node.op, node.shape), set()).add(node)
+    return [frozenset(kind) for kind in kinds.values()]
 
 
 def _filled(rows: Rows, made: Schedule, strip_bytes: int) -> Schedule:
@@ -372,7 +389,9 @@ def _filled(rows: Rows, made: Schedule, strip_bytes: int) -> Schedule:
     most = SLACK * made.peak_bytes  # a few rows more
     while True:
         stored = made.stored
-        options = [schedule(rows, stored | {node}, strip_bytes) for node in rows.storable if node not in stored]
+        left = [node for node in rows.storable if node not in stored]
+        more = [frozenset({node}) for node in left] if len(left) <= FEW else _alike(left)
+        options = [schedule(rows, stored | kind, strip_bytes) for kind in more]
         fitting = [option for option in options if option.peak_bytes <= most and option.work < made.work]
         if not fitting:
             return made

@@ -1,64 +1,21 @@
-"""Which rows of its inputs an operator needs for some of its own, and how it makes them.
+"""Which rows of its inputs an operator needs for some of its own, and how it makes them: one line for each operator.
 
 Comes in: a node of a graph, and where its inputs have their rows. Goes out: a Row, or None for what needs all of its
-inputs at once (attention, sums over the picture). One line in RULES for each operator; a picture's rows may lie in any
-dimension, as models permute and reshape.
+inputs at once (attention, sums over the picture).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Mapping
 from typing import Any
 
-from safelight.vae.graph import Node, replaced
-
-Span = tuple[int, int]  # rows from, to
-Read = Callable[[Node], Any]  # of a data input the rows that are needed (or all of it), of a weight the weight
-Axes = Mapping[Node, int | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """axis: the dimension of an input's rows. rows: those that rows from, to of the result need; within the input."""
-
-    axis: int
-    rows: Callable[[int, int], Span]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """axis: the dimension of the result's rows. reach: by input; one that is not in it is needed whole.
-
-    run: makes rows a to b from what it reads. heavy: computing a row twice is worth avoiding. fresh: the result is in
-    memory of its own. norm: it normalizes by the mean and variance of all of its input, which are to be given.
-    """
-
-    axis: int
-    reach: Mapping[Node, Reach]
-    run: Callable[[Read, int, int], Any]
-    heavy: bool = False
-    fresh: bool = True
-    norm: Node | None = None
-
-
-Rule = Callable[[Node, Axes], Row | None]
+from safelight.vae import views
+from safelight.vae.graph import Node
+from safelight.vae.row import Axes, Reach, Read, Row, Rule, Span, call, dims_of, same
 
 
 def row_of(node: Node, axes: Axes) -> Row | None:
     """axes: of all data inputs; None is that of a tensor that is there as a whole, of which any dimension will do."""
     rule = RULES.get(node.op)
     return None if rule is None or not node.data else rule(node, axes)
-
-
-def _same(a: int, b: int) -> Span:
-    return a, b
-
-
-def _call(node: Node, read: Read, *args: Any) -> Any:
-    """The operator itself on rows; args: in the place of its first ones."""
-    given = (*args, *node.args[len(args) :])
-    made = node.function(*replaced(given, read), **{key: replaced(value, read) for key, value in node.kwargs.items()})
-    return made if node.which is None else made[node.which]
 
 
 # -- every pixel by itself ---------------------------------------------------------------------------------------------
@@ -78,12 +35,8 @@ def _pointwise(node: Node, axes: Axes) -> Row | None:
             if axes[given] is not None:
                 return None  # rows that would have to be repeated
             continue
-        reach[given] = Reach(own, _same)
-    return Row(axis, reach, lambda read, a, b: _call(node, read))
-
-
-def _dims(value: Any, count: int) -> set[int]:
-    return {dim % count for dim in (value if isinstance(value, list | tuple) else [value])}
+        reach[given] = Reach(own, same)
+    return Row(axis, reach, lambda read, a, b: call(node, read))
 
 
 def _over(place: int, keep: int | None) -> Rule:
@@ -93,11 +46,11 @@ def _over(place: int, keep: int | None) -> Rule:
         given = node.data[0]
         axis = axes[given]
         dims = node.args[place] if len(node.args) > place else None
-        if axis is None or not dims or axis in (taken := _dims(dims, len(given.shape))):
+        if axis is None or not dims or axis in (taken := dims_of(dims, len(given.shape))):
             return None
         keeps = keep is not None and len(node.args) > keep and node.args[keep]
         own = axis if keeps else axis - sum(dim < axis for dim in taken)
-        return Row(own, {given: Reach(axis, _same)}, lambda read, a, b: _call(node, read))
+        return Row(own, {given: Reach(axis, same)}, lambda read, a, b: call(node, read))
 
     return rule
 
@@ -114,9 +67,18 @@ def _along(place: int) -> Rule:
         alike = all(len(given.shape) == len(node.shape) for given in node.data)
         if not alike or dim % len(node.shape) == axis:
             return None
-        return Row(axis, {given: Reach(axis, _same) for given in node.data}, lambda read, a, b: _call(node, read))
+        return Row(axis, {given: Reach(axis, same) for given in node.data}, lambda read, a, b: call(node, read))
 
     return rule
+
+
+def _linear(node: Node, axes: Axes) -> Row | None:
+    """Over the last dimension."""
+    given = node.args[0]
+    axis = axes[given]
+    if axis is None or axis == len(given.shape) - 1 or len(node.data) > 1:
+        return None
+    return Row(axis, {given: Reach(axis, same)}, lambda read, a, b: call(node, read), heavy=True)
 
 
 def _layer_norm(node: Node, axes: Axes) -> Row | None:
@@ -124,7 +86,7 @@ def _layer_norm(node: Node, axes: Axes) -> Row | None:
     axis = axes[given]
     if axis is None or axis >= len(given.shape) - len(node.args[1]) or node.which not in (None, 0):
         return None
-    return Row(axis, {given: Reach(axis, _same)}, lambda read, a, b: _call(node, read))
+    return Row(axis, {given: Reach(axis, same)}, lambda read, a, b: call(node, read))
 
 
 # -- convolutions ------------------------------------------------------------------------------------------------------
@@ -160,7 +122,7 @@ def _convolution(node: Node, axes: Axes) -> Row | None:
         if (most - above) % step:
             x = torch.nn.functional.pad(x, (*[0, 0] * (len(node.shape) - 1 - axis), above, -below))
             pads[place] = most = above = 0
-        made = _call(node, read, x, weight, node.args[2], stride, pads)
+        made = call(node, read, x, weight, node.args[2], stride, pads)
         return made.narrow(axis, (most - above) // step, b - a)
 
     return Row(axis, {given: Reach(axis, reach)}, run, heavy=True)
@@ -180,10 +142,23 @@ def _transposed(node: Node, given: Node, axis: int, step: int, pad: int, size: i
         below = (last - 1) * step - pad + size - b
         pads = list(node.args[4])
         pads[place] = cut = min(above, below)
-        made = _call(node, read, read(given), node.args[1], node.args[2], node.args[3], pads)
+        made = call(node, read, read(given), node.args[1], node.args[2], node.args[3], pads)
         return made.narrow(axis, above - cut, b - a)
 
     return Row(axis, {given: Reach(axis, reach)}, run, heavy=True)
+
+
+def _pooled(node: Node, axes: Axes) -> Row | None:
+    """Means over squares that do not overlap and have no padding."""
+    given, size, *rest = node.args
+    axis = len(node.shape) - 2
+    step = rest[0] if rest and rest[0] else size
+    if axes[given] not in (None, axis) or list(step) != list(size) or (len(rest) > 1 and any(rest[1])):
+        return None
+    if any(rest[2:3]):  # ceil_mode
+        return None
+    high = size[0]
+    return Row(axis, {given: Reach(axis, lambda a, b: (a * high, b * high))}, lambda read, a, b: call(node, read))
 
 
 def _enlarged(node: Node, axes: Axes) -> Row | None:
@@ -212,171 +187,32 @@ def _enlarged(node: Node, axes: Axes) -> Row | None:
     return Row(axis, {given: Reach(axis, reach)}, run)
 
 
+def _stretched(node: Node, axes: Axes) -> Row | None:
+    """Linear interpolation of other dimensions than the rows."""
+    given = node.data[0]
+    axis = len(node.shape) - 2
+    if axes[given] not in (None, axis) or node.shape[axis] != given.shape[axis]:
+        return None
+
+    def run(read: Read, a: int, b: int) -> Any:
+        size = [*node.shape[2:]]
+        size[axis - 2] = b - a
+        import torch
+
+        align = next(value for value in node.args[1:] if isinstance(value, bool))
+        mode = "trilinear" if len(node.shape) == 5 else "bilinear"
+        return torch.nn.functional.interpolate(read(given), size, mode=mode, align_corners=align)
+
+    return Row(axis, {given: Reach(axis, same)}, run)
+
+
 def _group_norm(node: Node, axes: Axes) -> Row | None:
     """With the statistics given, it is a factor and a summand for every channel (exact.py)."""
     given = node.args[0]
     axis = axes[given] if axes[given] is not None else len(given.shape) - 2
     if node.which != 0 or len(given.shape) not in (4, 5) or axis < 2:
         return None
-    return Row(axis, {given: Reach(axis, _same)}, lambda read, a, b: read(given), norm=given)
-
-
-# -- what moves numbers ------------------------------------------------------------------------------------------------
-
-
-def _padded(node: Node, axes: Axes) -> Row | None:
-    given = node.args[0]
-    axis = axes[given]
-    if axis is None:
-        return None
-    pads, count = node.args[1], len(node.shape)
-    place = 2 * (count - 1 - axis)
-    above, below = (pads[place], pads[place + 1]) if place < len(pads) else (0, 0)
-    rows = given.shape[axis]
-    if above < 0 or below < 0:
-        return None
-
-    def reach(a: int, b: int) -> Span:
-        first = min(max(a - above, 0), rows - 1)
-        return first, min(max(b - above, first + 1), rows)
-
-    def run(read: Read, a: int, b: int) -> Any:
-        first, last = reach(a, b)
-        own = list(pads) + [0] * (place + 2 - len(pads))
-        own[place], own[place + 1] = max(0, first + above - a), max(0, b - above - last)
-        made = _call(node, read, read(given), own)
-        return made.narrow(axis, a - (first + above - own[place]), b - a)
-
-    return Row(axis, {given: Reach(axis, reach)}, run, fresh=False)
-
-
-def _moved(shifted: Callable[[Node, int], int | None]) -> Rule:
-    """A dimension is added, taken away or put elsewhere; shifted: where the rows are then, None if that is theirs."""
-
-    def rule(node: Node, axes: Axes) -> Row | None:
-        given = node.data[0]
-        axis = axes[given]
-        own = None if axis is None else shifted(node, axis)
-        if own is None or axis is None:
-            return None
-        return Row(own, {given: Reach(axis, _same)}, lambda read, a, b: _call(node, read), fresh=False)
-
-    return rule
-
-
-def _dim(node: Node, place: int = 1) -> int:
-    return int(node.args[place]) % len(node.args[0].shape)
-
-
-def _swapped(node: Node, axis: int) -> int:
-    one, other = _dim(node, 1), _dim(node, 2)
-    return {one: other, other: one}.get(axis, axis)
-
-
-def _selected(node: Node, axis: int) -> int | None:
-    dim = _dim(node)
-    return None if dim == axis else axis - (dim < axis)
-
-
-def _permuted(node: Node, axis: int) -> int:
-    return [dim % len(node.shape) for dim in node.args[1]].index(axis)
-
-
-def _added(node: Node, axis: int) -> int:
-    return axis + (int(node.args[1]) % len(node.shape) <= axis)
-
-
-def _squeezed(node: Node, axis: int) -> int | None:
-    given = node.args[0]
-    dims = _dims(node.args[1], len(given.shape)) if len(node.args) > 1 else set(range(len(given.shape)))
-    gone = {dim for dim in dims if given.shape[dim] == 1}
-    return None if axis in gone else axis - sum(dim < axis for dim in gone)
-
-
-def _cut(node: Node, axis: int) -> int | None:
-    dim = _dim(node) if len(node.args) > 1 else 0
-    return None if dim == axis else axis
-
-
-def _split(node: Node, axis: int) -> int | None:
-    dim = int(node.args[2]) % len(node.args[0].shape) if len(node.args) > 2 else 0
-    return None if dim == axis else axis
-
-
-def _stacked(node: Node, axes: Axes) -> Row | None:
-    known = {axes[given] for given in node.data}
-    axis = known.pop() if len(known) == 1 else None
-    if axis is None:
-        return None
-    dim = (node.args[1] if len(node.args) > 1 else 0) % len(node.shape)
-    reach = {given: Reach(axis, _same) for given in node.data}
-    return Row(axis + (dim <= axis), reach, lambda read, a, b: _call(node, read))
-
-
-def _expanded(node: Node, axes: Axes) -> Row | None:
-    given = node.args[0]
-    axis = axes[given]
-    if axis is None:
-        return None
-    own = axis + len(node.shape) - len(given.shape)
-    if node.shape[own] != given.shape[axis]:
-        return None
-
-    def run(read: Read, a: int, b: int) -> Any:
-        shape = [*node.shape]
-        shape[own] = b - a
-        return read(given).expand(shape)
-
-    return Row(own, {given: Reach(axis, _same)}, run, fresh=False)
-
-
-def _viewed(node: Node, axes: Axes) -> Row | None:
-    """The rows stay a dimension, are taken together with others (enlarged by pixel_shuffle), or divided."""
-    given = node.args[0]
-    axis = axes[given]
-    if axis is None:
-        return None
-    ahead, rows = prod(given.shape[:axis]), given.shape[axis]
-    places = [i for i in range(len(node.shape)) if prod(node.shape[:i]) == ahead]
-    own = next((i for i in places if node.shape[i] == rows), None)
-    if own is None:
-        own = next(
-            (i for i in places if node.shape[i] > 1 and not (node.shape[i] % rows and rows % node.shape[i])), None
-        )
-    if own is None:
-        return None
-    more, less = max(1, node.shape[own] // rows), max(1, rows // node.shape[own])
-    if node.shape[own] * less != rows * more:
-        return None
-
-    def reach(a: int, b: int) -> Span:
-        return a // more * less, -(-b // more) * less
-
-    def run(read: Read, a: int, b: int) -> Any:
-        first, last = reach(a, b)
-        shape = [*node.shape]
-        shape[own] = (last - first) // less * more
-        return read(given).reshape(shape).narrow(own, a - first // less * more, b - a)
-
-    return Row(own, {given: Reach(axis, reach)}, run, fresh=False)
-
-
-def _shuffled(node: Node, axes: Axes) -> Row | None:
-    """pixel_shuffle and pixel_unshuffle."""
-    given, by = node.args[:2]
-    axis = len(node.shape) - 2
-    if axes[given] not in (None, axis):
-        return None
-    enlarges = node.op == "pixel_shuffle"
-
-    def reach(a: int, b: int) -> Span:
-        return (a // by, -(-b // by)) if enlarges else (a * by, b * by)
-
-    def run(read: Read, a: int, b: int) -> Any:
-        made = _call(node, read)
-        return made.narrow(axis, a - a // by * by if enlarges else 0, b - a)
-
-    return Row(axis, {given: Reach(axis, reach)}, run)
+    return Row(axis, {given: Reach(axis, same)}, lambda read, a, b: read(given), norm=given)
 
 
 POINTWISE = (
@@ -395,26 +231,33 @@ RULES: Mapping[str, Rule] = {
     "upsample_nearest3d": _enlarged,
     "_upsample_nearest_exact2d": _enlarged,
     "_upsample_nearest_exact3d": _enlarged,
-    "constant_pad_nd": _padded,
+    "upsample_bilinear2d": _stretched,
+    "upsample_trilinear3d": _stretched,
+    "constant_pad_nd": views.padded,
     "linalg_vector_norm": _over(2, 3),
     "mean": _over(1, 2),
     "sum": _over(1, 2),
     "amax": _over(1, 2),
     "_softmax": _along(1),
     "cat": _along(1),
-    "stack": _stacked,
-    "view": _viewed,
-    "_unsafe_view": _viewed,
-    "reshape": _viewed,
-    "expand": _expanded,
-    "permute": _moved(_permuted),
-    "transpose": _moved(_swapped),
-    "select": _moved(_selected),
-    "slice": _moved(_cut),
-    "split": _moved(_split),
-    "split_with_sizes": _moved(_split),
-    "unsqueeze": _moved(_added),
-    "squeeze": _moved(_squeezed),
-    "pixel_shuffle": _shuffled,
-    "pixel_unshuffle": _shuffled,
+    "linear": _linear,
+    "repeat": views.repeated,
+    "replication_pad2d": views.replicated,
+    "replication_pad3d": views.replicated,
+    "avg_pool2d": _pooled,
+    "stack": views.stacked,
+    "view": views.viewed,
+    "_unsafe_view": views.viewed,
+    "reshape": views.viewed,
+    "expand": views.expanded,
+    "permute": views.moved(views.permuted),
+    "transpose": views.moved(views.swapped),
+    "select": views.moved(views.selected),
+    "slice": views.moved(views.cut),
+    "split": views.moved(views.split),
+    "split_with_sizes": views.moved(views.split),
+    "unsqueeze": views.moved(views.added),
+    "squeeze": views.moved(views.squeezed),
+    "pixel_shuffle": views.shuffled,
+    "pixel_unshuffle": views.shuffled,
 }
