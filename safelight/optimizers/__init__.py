@@ -21,6 +21,7 @@ from safelight.optimizers import (
     stepcache,
     storage,
     streaming,
+    strips,
     upcast,
 )
 from safelight.optimizers.registry import OPTIMIZERS, Fidelity, Optimizer, Proof, Registry, Stage, optimizer
@@ -55,6 +56,7 @@ __all__ = [
     "stepcache",
     "storage",
     "streaming",
+    "strips",
     "target_of",
     "upcast",
 ]

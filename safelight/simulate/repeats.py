@@ -107,14 +107,16 @@ def _shapes(value: Any, storages: dict[int, int]) -> Hashable:
 
 
 def _repeated(part: Any) -> dict[Any, int]:
-    """Modules that have parts of their own and a like elsewhere in `part`, and what tells those of one kind."""
+    """Modules that have parts of their own and a like elsewhere in `part`, and what tells those of one kind. What lies
+    in a module whose forward is somebody else's is left alone: who knows what that does with it."""
     kinds = Kinds()
-    numbers = {module: kinds.of(module) for module in part.modules()}
+    patched = {inner for module in part.modules() if "forward" in vars(module) for inner in module.modules()}
+    numbers = {module: kinds.of(module) for module in part.modules() if module not in patched}
     counts = Counter(numbers.values())
     return {
         module: number
         for module, number in numbers.items()
-        if counts[number] > 1 and any(True for _ in module.children()) and "forward" not in vars(module)
+        if counts[number] > 1 and any(True for _ in module.children())
     }
 
 

@@ -9,10 +9,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from safelight.errors import OutOfMemory, UsageError
-from safelight.vae import plan
+from safelight.vae import plan, tiles
+from safelight.vae.blended import blended
 from safelight.vae.exact import Run, Sink
 from safelight.vae.fold import folded
 from safelight.vae.graph import CannotWalk, Graph, record
@@ -34,7 +36,9 @@ class Exact:
     call: Callable[[Any], Any] | None = None
     budget_bytes: int | None = None
     together: bool = False
+    share: float = 1.0  # of the fastest plan's bytes that a plan may take; 0 is the smallest
     strip_bytes: int | None = None
+    whole_work: float = 0.0  # multiply-adds of the module itself, known with its plans
     used: list[Schedule] = field(default_factory=list)
     _plans: dict[Any, list[Schedule]] = field(default_factory=dict)
 
@@ -81,7 +85,11 @@ class Exact:
 
     def plan(self, item: Any, beside: "Beside | None" = None) -> Schedule:
         """The fastest within the budget. Raises OutOfMemory with the least that would do."""
-        return fitting(self.plans(item, beside), self.budget_bytes)
+        plans = self.plans(item, beside)
+        if self.budget_bytes is None and self.share < 1:
+            most = self.share * fitting(plans, None).peak_bytes
+            return ([made for made in plans if made.peak_bytes <= most] or plans[:1])[-1]
+        return fitting(plans, self.budget_bytes)
 
     def plans(self, item: Any, beside: "Beside | None" = None) -> list[Schedule]:
         """By rising bytes. item: of one picture, fake or real."""
@@ -93,6 +101,7 @@ class Exact:
             call = self.call or self.module
             graph = record(self.module, item, *beside.tensors, call=lambda x, *more: beside.call(call, x, more))
             self._plans[key] = _plans(graph, strip)
+            self.whole_work = plan.whole_work(graph)
         return self._plans[key]
 
 
@@ -259,15 +268,35 @@ def exactly(
         made = exact(given, *args, sink=sink, **kwargs)
         return DecoderOutput(sample=made) if cut.method == "_decode" else made
 
-    before = vars(owner).get(cut.method)
-    setattr(owner, cut.method, instead)
-    try:
+    with _replaced(owner, cut.method, instead), _untiled(vae):
         yield exact
+
+
+@contextmanager
+def _replaced(owner: Any, method: str, instead: Any) -> Iterator[None]:
+    """A method of one object, not of its class."""
+    before = vars(owner).get(method)
+    setattr(owner, method, instead)
+    try:
+        yield
     finally:
         if before is None:
-            delattr(owner, cut.method)
+            delattr(owner, method)
         else:
-            setattr(owner, cut.method, before)
+            setattr(owner, method, before)
+
+
+@contextmanager
+def _untiled(vae: Any) -> Iterator[None]:
+    """diffusers' own tiles would each be decoded exactly, and blended."""
+    tiled = getattr(vae, "use_tiling", False)
+    if tiled:
+        vae.use_tiling = False
+    try:
+        yield
+    finally:
+        if tiled:
+            vae.use_tiling = True
 
 
 def decode(
@@ -299,23 +328,69 @@ def _coded(vae: Any, what: str, given: Any, budget_bytes: int | None, how: str, 
     import torch
 
     with torch.no_grad():
-        if how == "auto":
-            how = _way(vae, what, given)
         if how == "whole":
             return _handed(_native(vae, what, given), sink)
         if how == "blended":
-            return _blended(vae, what, given, budget_bytes, sink)
-        with exactly(vae, what, budget_bytes, sink):
-            made = _native(vae, what, given)
+            return _blended(vae, what, given, sink)
+        try:
+            with exactly(vae, what, budget_bytes, sink):
+                made = _native(vae, what, given)
+        except CannotWalk:
+            if how == "exact" or type(vae).__name__ not in BLENDED:
+                raise
+            return _blended(vae, what, given, sink)
         return None if sink is not None else made
 
 
-def _way(vae: Any, what: str, given: Any) -> str:
-    try:
-        exact_of(vae, what).plans(given[:1])
-    except CannotWalk:
-        return "blended"
-    return "exact"
+# whose decoders and encoders take a tile by itself
+BLENDED = (
+    "AutoencoderKL",
+    "AutoencoderKLFlux2",
+    "AutoencoderTiny",
+    "AutoencoderDC",
+    "AsymmetricAutoencoderKL",
+    "VQModel",
+)
+TILE_PX, OVERLAP = 512, 0.25
+
+
+@contextmanager
+def blending(vae: Any, tile_px: int = TILE_PX, overlap: float = OVERLAP, what: str = "decode") -> Iterator[None]:
+    """While this is open, the VAE decodes (or encodes) in blended tiles, whoever calls it. Raises UsageError."""
+    cut = seam(vae, what)
+    if type(vae).__name__ not in BLENDED:
+        raise UsageError(f"{type(vae).__name__} cannot be cut into tiles by itself: {', '.join(BLENDED)} can")
+    owner = getattr(vae, cut.module)
+    run = getattr(owner, cut.method)
+
+    def instead(given: Any, *_: Any, **__: Any) -> Any:
+        return _in_tiles(vae, run, given, what, tile_px, overlap)
+
+    with _replaced(owner, cut.method, instead), _untiled(vae):
+        yield
+
+
+def _in_tiles(vae: Any, run: Callable[[Any], Any], given: Any, what: str, tile_px: int, overlap: float) -> Any:
+    factor = scale_of(vae)
+    tile = max(1, tile_px // factor)
+    small = [side if what == "decode" else side // factor for side in given.shape[-2:]]
+    if max(small) <= tile:
+        return run(given)
+    grid = tiles.grid(small[0], small[1], tile, round(overlap * tile), even=True)
+    scale = Fraction(factor) if what == "decode" else Fraction(1, factor)
+    return blended(run, given, grid, scale=scale).to(given.dtype)
+
+
+def scale_of(vae: Any) -> int:
+    """Picture pixels per latent pixel of a VAE in BLENDED."""
+    config = vae.config
+    widths = config.get("block_out_channels") or config.get("down_block_out_channels")
+    return int(2 ** (len(widths or config["decoder_block_out_channels"]) - 1))
+
+
+def _blended(vae: Any, what: str, given: Any, sink: Sink | None) -> Any:
+    with blending(vae, what=what):
+        return _handed(_native(vae, what, given), sink)
 
 
 def _native(vae: Any, what: str, given: Any) -> Any:

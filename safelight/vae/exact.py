@@ -68,11 +68,14 @@ class Run:
 
     def _at_once(self, node: Node) -> Any:
         function, given = node.function, replaced(node.args, self.read)
+        named = {key: replaced(value, self.read) for key, value in node.kwargs.items()}
         if node.op in VIEWS:  # the tensor may lie in memory in another order than when it was recorded
             return given[0].reshape(node.shape)
         if node.op in NORMS:
             given = (given[0].contiguous(), *given[1:])
-        made = function(*given, **{key: replaced(value, self.read) for key, value in node.kwargs.items()})
+        if node.op == "linear":  # with more dimensions, and transposed, torch adds the bias in a second tensor
+            return function(given[0].flatten(0, -2), *given[1:], **named).view(node.shape)
+        made = function(*given, **named)
         return made if node.which is None else made[node.which]
 
     def read(self, node: Node) -> Any:

@@ -168,7 +168,8 @@ def _passed(rows: Rows, kept: frozenset[Node], node: Node, strip_bytes: int) -> 
         task = Task(node, False, False, order, sources, _strips(rows, order, sources, node, strip_bytes))
         ends = _ends(rows, task)
         leads = {source: _lead(rows, task, source, ends) for source in sources if rows.row[source] is not None}
-        rows.known[key] = replace(task, transient=transient(rows, task, ends[-1][-1]), leads=leads)
+        most = max(transient(rows, task, strips) for end in ends for strips in zip(end, (*end[1:], None), strict=True))
+        rows.known[key] = replace(task, transient=most, leads=leads)
     return rows.known[key]  # type: ignore[no-any-return]
 
 
@@ -257,25 +258,36 @@ def _ends(rows: Rows, task: Task) -> list[list[tuple[Span, dict[Node, Hull]]]]:
     return [begun, ended if len(task.strips) <= 4 else ended[1:]]
 
 
-def transient(rows: Rows, task: Task, strip: tuple[Span, Mapping[Node, Hull]]) -> int:
-    """Bytes of strips at the worst moment."""
+def transient(rows: Rows, task: Task, strips: tuple[tuple[Span, Mapping[Node, Hull]], Any]) -> int:
+    """Bytes of a strip at the worst moment. strips: it and the one after it, if any, for which tails are kept."""
+    (_, here), following = strips[0], strips[1][1] if strips[1] else {}
     uses = {given: node for node in task.order for given in node.data}
+    tails = {node: (hull.fresh - hull.low) * _row_bytes(rows, node) for node, hull in here.items()}
     most = prepared = _prepared(task)
     alive: dict[Node, int] = {}
     for node in task.order:
         row = rows.row[node]
         assert row is not None, "a pass is made of rows"
-        hull = strip[1][node]
+        hull = here[node]
         size = (hull.high - hull.low) * row_bytes(node, row)
         if not row.fresh:
             size = 0
         elif can_be_written_over(row) and (over := next((g for g in node.data if alive.get(g) == size), None)):
             alive[over] = 0
         alive[node] = size
-        most = max(most, prepared + sum(alive.values()))
+        joined = size - tails[node] if row.heavy and 0 < tails[node] < size else 0
+        most = max(most, prepared + sum(alive.values()) + joined + sum(tails.values()))
+        if row.heavy:
+            tails[node] = max(0, hull.high - following[node].low) * row_bytes(node, row) if following else 0
         for given in [given for given in alive if uses.get(given) is node]:
             del alive[given]
     return most
+
+
+def _row_bytes(rows: Rows, node: Node) -> int:
+    """Of what a tail is kept of."""
+    row = rows.row[node]
+    return row_bytes(node, row) if row is not None and row.heavy else 0
 
 
 def _prepared(task: Task) -> int:
@@ -347,6 +359,12 @@ def _work(rows: Rows, node: Node) -> float:
         return numbers * given * area
     row = rows.row[node]
     return float(MOVING * numbers) if row is None or row.fresh or row.norm is not None else 0.0
+
+
+def whole_work(graph: Graph) -> float:
+    """Multiply-adds of the module itself."""
+    rows = rows_of(graph)
+    return sum(_work(rows, node) for node in graph.nodes)
 
 
 # -- from the fastest to the smallest ----------------------------------------------------------------------------------
