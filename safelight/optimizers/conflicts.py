@@ -109,6 +109,23 @@ _TABLE = (
         )
         for mover in MOVING
     ),
+    *(
+        Pair(
+            frozenset({name, mover}),
+            "strips are computed with the VAE's weights as they lie, and it brings them in layer by layer",
+            DIFFUSERS_MEMORY,
+        )
+        for name in ("exact-vae",)
+        for mover in ("sequential-offload", "disk-offload", "group-offload")
+    ),
+    Pair(
+        frozenset({"exact-vae", "compile"}),
+        "strips are computed operator by operator, and not by the compiled decoder",
+        "https://docs.pytorch.org/docs/stable/torch.compiler.html",
+        lambda options: "vae" in str(options["compile"].get("parts", "")),
+        "compile.parts has the vae",
+        {"compile": {"parts": "denoiser"}},
+    ),
 )
 PAIRS: Mapping[frozenset[str], Pair] = {pair.names: pair for pair in _TABLE}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from safelight.config import bytes_of
 from safelight.errors import UnknownName, UsageError
-from safelight.optimizers.decode import decoder_inputs, factor
+from safelight.optimizers.decode import factor
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer
 from safelight.optimizers.target import Target
 from safelight.probe.blueprint import Blueprint, Part
@@ -93,14 +93,14 @@ def _channels(config: Mapping[str, Any]) -> int:
     stage=Stage.DECODE,
     slot="vae-tiles",
     fidelity=Fidelity.ROUNDING,
-    source="benchmarks/vae_cpu_2026-11-21.md",
+    source="https://doi.org/10.6028/jres.126.009",
     fits=_fits,
     predict=_predict,
     pointless=_pointless,
     variants=lambda cost, target: [{"plan": plan} for plan in PLANS],
 )
 def exact_vae(pipe: Any, target: Target, plan: str = "fast", budget: str = "") -> Iterator[Proof]:
-    """Decode in strips of rows with the statistics of the whole picture: equal to the whole, in less memory and time.
+    """Decode in strips of rows, with the whole picture's statistics: the same picture in less memory and time.
 
     plan: fast, small or smallest, what of the decode is stored and what is computed again; budget: "1GiB", the fastest
     plan within so many bytes, beside weights and the pictures that are done.
@@ -158,19 +158,19 @@ def _blended_predict(cost: Cost, target: Target, tile_px: int, overlap: float) -
     stage=Stage.DECODE,
     slot="vae-tiles",
     fidelity=Fidelity.APPROXIMATE,
-    source="benchmarks/vae_cpu_2026-11-21.md",
+    source="https://huggingface.co/docs/diffusers/optimization/memory#vae-tiling",
     fits=_blended_fits,
     predict=_blended_predict,
     pointless=lambda target: "exact-vae is as small, and changes nothing" if _exact_here(target) else None,
 )
 def blended_vae(pipe: Any, target: Target, tile_px: int = 512, overlap: float = 0.25) -> Iterator[Proof]:
     """Decode in equal tiles with cosine ramps, blended in place: what diffusers' tiling does, in less time."""
-    with decoder_inputs(pipe.vae) as shapes, engine.blending(pipe.vae, tile_px, overlap):
-        yield Proof(lambda: _tiles_said(shapes, tile_px), begin=lambda pipe: shapes.clear())
+    with engine.blending(pipe.vae, tile_px, overlap) as counts:
+        yield Proof(lambda: _tiles_said(counts, tile_px), begin=lambda pipe: counts.clear())
 
 
-def _tiles_said(shapes: list[tuple[int, ...]], tile_px: int) -> str:
-    return f"{len(shapes)} decoder calls, tiles of {tile_px} px" if len(shapes) > 1 else ""
+def _tiles_said(counts: list[int], tile_px: int) -> str:
+    return f"{sum(counts)} tiles of {tile_px} px at most" if sum(counts) > len(counts) else ""
 
 
 def _exact_here(target: Target) -> bool:

@@ -49,8 +49,12 @@ class Exact:
         """
         import torch
 
-        if self.module.training or (torch.is_grad_enabled() and given.requires_grad):
+        if self.module.training:
             raise UsageError("the VAE is in training mode: the exact way is for inference, call vae.eval()")
+        if torch.is_grad_enabled() and given.requires_grad:
+            raise UsageError("a gradient is asked for, and the exact way has none: decode within torch.no_grad()")
+        if elsewhere := {str(w.device) for w in self._weights().values() if w.device != given.device}:
+            raise CannotWalk(f"the VAE's weights are on {', '.join(sorted(elsewhere))} and not on {given.device}")
         beside = Beside(args, kwargs)
         items = [given] if self.together or beside.tensors else given.split(1)
         if sink is not None and len(items) > 1:
@@ -171,7 +175,7 @@ def check_rows(rows: plan.Rows) -> None:
             raise CannotWalk(f"{node.op} of {'x'.join(map(str, node.shape))} numbers needs all rows at once")
 
 
-MOST_AT_ONCE = 16384  # numbers for each latent pixel: a few times the widest layers of any VAE
+MOST_AT_ONCE = 8000  # numbers for each latent pixel: a few times the widest layers of any VAE
 
 
 def fitting(plans: Sequence[Schedule], budget_bytes: int | None) -> Schedule:
@@ -355,30 +359,40 @@ TILE_PX, OVERLAP = 512, 0.25
 
 
 @contextmanager
-def blending(vae: Any, tile_px: int = TILE_PX, overlap: float = OVERLAP, what: str = "decode") -> Iterator[None]:
-    """While this is open, the VAE decodes (or encodes) in blended tiles, whoever calls it. Raises UsageError."""
+def blending(vae: Any, tile_px: int = TILE_PX, overlap: float = OVERLAP, what: str = "decode") -> Iterator[list[int]]:
+    """While this is open, the VAE decodes (or encodes) in blended tiles, whoever calls it; gives how many each time.
+
+    Raises UsageError.
+    """
     cut = seam(vae, what)
     if type(vae).__name__ not in BLENDED:
         raise UsageError(f"{type(vae).__name__} cannot be cut into tiles by itself: {', '.join(BLENDED)} can")
     owner = getattr(vae, cut.module)
     run = getattr(owner, cut.method)
 
+    counts: list[int] = []
+
     def instead(given: Any, *_: Any, **__: Any) -> Any:
-        return _in_tiles(vae, run, given, what, tile_px, overlap)
+        made, count = _in_tiles(vae, run, given, what, tile_px, overlap)
+        counts.append(count)
+        return made
 
     with _replaced(owner, cut.method, instead), _untiled(vae):
-        yield
+        yield counts
 
 
-def _in_tiles(vae: Any, run: Callable[[Any], Any], given: Any, what: str, tile_px: int, overlap: float) -> Any:
+def _in_tiles(
+    vae: Any, run: Callable[[Any], Any], given: Any, what: str, tile_px: int, overlap: float
+) -> tuple[Any, int]:
+    """The result, and of how many tiles."""
     factor = scale_of(vae)
     tile = max(1, tile_px // factor)
     small = [side if what == "decode" else side // factor for side in given.shape[-2:]]
     if max(small) <= tile:
-        return run(given)
+        return run(given), 1
     grid = tiles.grid(small[0], small[1], tile, round(overlap * tile), even=True)
     scale = Fraction(factor) if what == "decode" else Fraction(1, factor)
-    return blended(run, given, grid, scale=scale).to(given.dtype)
+    return blended(run, given, grid, scale=scale).to(given.dtype), len(grid)
 
 
 def scale_of(vae: Any) -> int:

@@ -192,6 +192,7 @@ class Pass:
         if row.heavy:
             self.tails.pop(node, None)
             if following is not None and following.low < hull.high:
+                assert made is not None, "there are rows to keep"
                 tail = made.narrow(row.axis, following.low - hull.low, hull.high - following.low)
                 self.tails[node] = following.low, tail.clone()
         for given in [given for given in node.data if uses.get(given) is node]:

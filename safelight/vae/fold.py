@@ -1,4 +1,4 @@
-"""The same function with less work: upsampling folded into the convolution after it, steps that change nothing left out.
+"""The same function with less work: upsampling folded into the convolution after it, idle steps left out.
 
 Each fold is exact but for the order of sums. A picture enlarged twice by nearest neighbours and convolved 3x3 is a
 transposed convolution 4x4 of stride 2: 4 products for each number instead of 9, and no enlarged picture.
@@ -16,7 +16,7 @@ Get = Callable[[Node], Any]  # the tensor of a weight
 
 
 def folded(graph: Graph, *, shortcuts: bool = True) -> Graph:
-    """The graph with every fold that fits. shortcuts: also those that pay only where the enlarged picture is not kept."""
+    """The graph with every fold that fits. shortcuts: also those that pay only where what is enlarged is not kept."""
     graph = _rewritten(graph, _without_idle_steps)
     graph = _rewritten(graph, _upsampled)
     return _rewritten(graph, _shortcut) if shortcuts else graph
@@ -47,7 +47,7 @@ def _rewritten(graph: Graph, rewrite: Rewrite) -> Graph:
 def _without_idle_steps(node: Node, users: Mapping[Node, list[Node]]) -> Node:
     """Division by 1, as of residual blocks with an output scale; casts to the dtype that is there."""
     if node.op in ("div", "mul") and len(node.args) == 2 and not isinstance(node.args[1], Node) and node.args[1] == 1:
-        return node.args[0] if node.args[0].dtype == node.dtype else node  # type: ignore[no-any-return]
+        return node.args[0] if node.args[0].dtype == node.dtype else node
     if node.op == "_to_copy" and _goes_back(node):
         # 16 bit numbers made float32, moved and made 16 bit again
         moved = node.args[0]

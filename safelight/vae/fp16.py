@@ -179,7 +179,8 @@ def largest(graph: Graph, weights: Mapping[str, Any], *given: Any, wide: Any = N
 
 def overflows(graph: Graph, weights: Mapping[str, Any], *given: Any) -> float:
     """The largest absolute value that is computed; float16 holds up to 65504."""
-    return max(value for node, value in largest(graph, weights, *given).items() if node.op != WEIGHT)
+    data = regions(graph).scales  # no weights, and no masks of attention, that are infinite
+    return max(value for node, value in largest(graph, weights, *given).items() if node in data)
 
 
 def needed_powers(graph: Graph, met: Mapping[Node, float]) -> dict[str, int]:
@@ -202,10 +203,9 @@ def needed_powers(graph: Graph, met: Mapping[Node, float]) -> dict[str, int]:
 
 def _check(found: Regions, met: Mapping[Node, float], powers: Mapping[int, int]) -> None:
     exponent: Exponent = lambda given: found.exponent(given, powers)  # noqa: E731
-    for node in met:
-        if node.op != WEIGHT:
-            _check_fits(node, met[node], exponent(node))
-        if node.op in PRODUCTS and node in found.scales:
+    for node in found.scales:
+        _check_fits(node, met[node], exponent(node))
+        if node.op in PRODUCTS:
             for place, power in _weight_powers(node, found, exponent).items():
                 _check_fits(node.args[place], met[node.args[place]], power)
 

@@ -104,7 +104,7 @@ def record(module: Any, *shapes: Any, call: Callable[..., Any] | None = None) ->
     held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, tensor in held.items():
         _check_plain(name, tensor)
-    mode = detect_fake_mode(list(held.values())) or FakeTensorMode()
+    mode = detect_fake_mode(list(held.values())) or FakeTensorMode(allow_non_fake_inputs=True)
     with _disable_current_modes(), torch.no_grad():
         fakes = {name: _fake(mode, tensor) for name, tensor in held.items()}
         given = [_fake(mode, tensor) for tensor in shapes]

@@ -8,6 +8,7 @@ for the last time, as long as the writing never overtakes the reading.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from math import lcm, prod
 from typing import Any, NamedTuple
 
@@ -70,11 +71,11 @@ def _axis_of_input(node: Node, graph: Graph) -> int | None:
 
 @dataclass(frozen=True)
 class Task:
-    """A pass over a node's rows. stored: they are kept in the arena. counted: their statistics are gathered. order: what
-    is computed for it, in order, the node last; sources: what that is read from. strips: of the node's rows.
+    """A pass over a node's rows. stored: they are kept in the arena. counted: their statistics are gathered. order:
+    what is computed for it, in order, the node last; sources: what that is read from. strips: of the node's rows.
 
-    transient: bytes of strips at the worst moment. leads: bytes by which a stored source must lie behind the result when
-    it is overwritten. Where the node is no Row it is computed at once: one strip, no order.
+    transient: bytes of strips at the worst moment. leads: bytes by which a stored source must lie behind the result
+    when it is overwritten. Where the node is no Row it is computed at once: one strip, no order.
     """
 
     node: Node
@@ -170,12 +171,13 @@ def _passed(rows: Rows, kept: frozenset[Node], node: Node, strip_bytes: int) -> 
         leads = {source: _lead(rows, task, source, ends) for source in sources if rows.row[source] is not None}
         most = max(transient(rows, task, strips) for end in ends for strips in zip(end, (*end[1:], None), strict=True))
         rows.known[key] = replace(task, transient=most, leads=leads)
-    return rows.known[key]  # type: ignore[no-any-return]
+    return rows.known[key]
 
 
 def _pass(rows: Rows, kept: frozenset[Node], target: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
     """What is computed for it, in order, and what that is read from."""
-    inside, sources, waiting = {target}, {}, [target]
+    sources: dict[Node, None] = {}
+    inside, waiting = {target}, [target]
     while waiting:
         for given in dict.fromkeys(waiting.pop().data):
             if given in kept or rows.row[given] is None:
@@ -339,7 +341,7 @@ def _lead(rows: Rows, task: Task, source: Node, ends: Sequence[Sequence[tuple[Sp
     row, own = rows.row[source], rows.row[task.node]
     assert row is not None and own is not None, "only rows are stored"
     of_result, of_source = row_bytes(task.node, own), row_bytes(source, row)
-    pairs = [pair for end in ends for pair in zip(end, end[1:], strict=False)]
+    pairs = [pair for end in ends for pair in pairwise(end)]
     behind = [strip[1] * of_result - spans[source].low * of_source for (strip, _), (_, spans) in pairs]
     return max(behind, default=-nbytes(source))
 

@@ -51,4 +51,4 @@ class Statistics:
         variance = (self.m2 / self.count).view(self.items, count, -1)
         middle = mean.mean(2, keepdim=True)
         spread = (variance + (mean - middle) ** 2).mean(2, keepdim=True)
-        return tuple(value.expand_as(mean).reshape(self.items, -1).float() for value in (middle, spread))  # type: ignore[return-value]
+        return tuple(value.expand_as(mean).reshape(self.items, -1).float() for value in (middle, spread))
