@@ -165,7 +165,7 @@ def goals(case: Case, way: Way, device: str) -> list[Goal]:
         return []
     if way.budget_bytes is not None:
         return [Goal("grown, GiB", way.budget_bytes / GIB)]
-    found = [Goal("bytes / whole", way.share)] if way.share is not None else []
+    found = [Goal("grown / whole", way.share)] if way.share is not None else []
     if case.frames > 1:
         found.append(VIDEO_TIME)
     elif time := TIMES.get((device.split(":")[0], case.what, way.share)):

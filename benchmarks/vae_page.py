@@ -130,7 +130,7 @@ def figure(rows: Sequence[Row], row: Row, name: str) -> float | None:
     whole = other(rows, row, "whole")
     return {
         "time / whole": lambda: share(row, whole, "seconds"),
-        "bytes / whole": lambda: share(row, whole, "peak_bytes"),
+        "grown / whole": lambda: share(row, whole, "grown_bytes"),
         "difference": lambda: inside(row, "to_whole", "largest"),
         "RMSE to the truth / whole's": lambda: truth_ratio(rows, row),
         "error at edges / elsewhere": lambda: at_edges(row),

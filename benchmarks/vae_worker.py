@@ -121,16 +121,19 @@ def size(tensor: Any) -> int:
     return int(tensor.numel() * tensor.element_size())
 
 
-def peak_bytes(run: Run, given: Any) -> int:
+def peak_bytes(run: Run, given: Any, *, taken: bool = False) -> int:
     """Of tensors alive at the worst moment, each storage once; inputs and weights left out."""
-    return record(lambda: run(given), [given]).peak_bytes - size(given)
+    trace = record(lambda: run(given), [given])
+    beside = trace.workspace_bytes["cpu" if given.device.type == "cpu" else "cuda"] if taken else 0
+    return trace.peak_bytes + beside - size(given)
 
 
 # -- predicted ---------------------------------------------------------------------------------------------------------
 
 
-def traced_bytes(run: Callable[[Any, Any], Any], vae: Any, given: Any) -> int:
-    """`peak_bytes` of run(vae, given), on tensors that have a shape and no numbers."""
+def traced_bytes(run: Callable[[Any, Any], Any], vae: Any, given: Any, *, taken: bool = False) -> int:
+    """`peak_bytes` of run(vae, given), on tensors that have a shape and no numbers. taken: with what kernels take for
+    themselves, by which a process grows."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -152,7 +155,7 @@ def traced_bytes(run: Callable[[Any, Any], Any], vae: Any, given: Any) -> int:
     weights, shape = {f"vae.{name}": like(tensor) for name, tensor in held.items()}, like(given)
     around = Around()
     with mode, real_strides(given.device.type), torch.no_grad():
-        return peak_bytes(lambda given: torch.func.functional_call(around, weights, (given,)), shape)
+        return peak_bytes(lambda given: torch.func.functional_call(around, weights, (given,)), shape, taken=taken)
 
 
 # -- ways --------------------------------------------------------------------------------------------------------------
@@ -181,7 +184,7 @@ def compiled(vae: Any, case: Case, way: Way, given: Any) -> Iterator[Prepared]:
 @contextmanager
 def exact(vae: Any, case: Case, way: Way, given: Any) -> Iterator[Prepared]:
     run = native(case.what)
-    whole_bytes = traced_bytes(run, vae, given) if way.share is not None else 0
+    whole_bytes = traced_bytes(run, vae, given, taken=True) if way.share is not None else 0
     with exactly(vae, case.what) as made:
         item = given if made.together else given[:1]
         started = time.perf_counter()
