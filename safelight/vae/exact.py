@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safelight.vae.graph import WEIGHT, Made, Node, replaced
-from safelight.vae.plan import Arena, Hull, Schedule, Task, can_be_written_over, hulls
-from safelight.vae.rows import Row
+from safelight.vae.passes import Hull, Task, can_be_written_over, hulls
+from safelight.vae.plan import Arena, Schedule
+from safelight.vae.row import Row
 from safelight.vae.stats import Statistics
 
 Sink = Callable[[int, Any], None]  # the first row's number, rows in the order of the picture

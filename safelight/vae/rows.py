@@ -209,7 +209,8 @@ def _stretched(node: Node, axes: Axes) -> Row | None:
 def _group_norm(node: Node, axes: Axes) -> Row | None:
     """With the statistics given, it is a factor and a summand for every channel (exact.py)."""
     given = node.args[0]
-    axis = axes[given] if axes[given] is not None else len(given.shape) - 2
+    known = axes[given]
+    axis = len(given.shape) - 2 if known is None else known
     if node.which != 0 or len(given.shape) not in (4, 5) or axis < 2:
         return None
     return Row(axis, {given: Reach(axis, same)}, lambda read, a, b: read(given), norm=given)

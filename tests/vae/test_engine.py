@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from safelight.errors import OutOfMemory, UsageError
-from safelight.vae import engine
-from safelight.vae.engine import Exact, decode, encode, exactly
+from safelight.vae import engine, running
+from safelight.vae.engine import decode, encode, exactly
 from safelight.vae.graph import CannotWalk
+from safelight.vae.running import Exact
 
 EXACT = {"rtol": 0, "atol": 5e-5}
 LATENTS = torch.randn(1, 4, 20, 14, generator=torch.Generator().manual_seed(0))
@@ -93,7 +94,7 @@ def test_a_budget_below_the_least_says_what_the_least_is(vae):
 def test_a_smaller_budget_never_gives_a_plan_of_more_bytes_or_less_work(budgets):
     exact = EXACT_OF_64
     least = exact.plans(LARGER)[0].peak_bytes
-    smaller, larger = (engine.fitting(exact.plans(LARGER), least + budget) for budget in budgets)
+    smaller, larger = (running.fitting(exact.plans(LARGER), least + budget) for budget in budgets)
     assert smaller.peak_bytes <= larger.peak_bytes
     assert smaller.work >= larger.work
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from safelight.vae import plan
+from safelight.vae import passes, search
 from safelight.vae.engine import exact_of
 from safelight.vae.exact import Run
 from safelight.vae.fold import folded
@@ -139,7 +139,7 @@ def test_strips_of_the_rescaled_are_those_of_the_plain(name):
     vae, x = built(name, "decode")
     graph, weights = recorded(vae, "decode", x)
     truth = result(graph, weights, x)
-    for schedule in plan.plans(plan.rows_of(folded(rescaled(graph, 5))), 4096):
+    for schedule in search.plans(passes.rows_of(folded(rescaled(graph, 5))), 4096):
         torch.testing.assert_close(Run(schedule, weights).of(x), truth, atol=2e-5, rtol=2e-5)
 
 

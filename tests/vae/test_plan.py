@@ -9,17 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safelight.vae import plan
+from safelight.vae import passes, plan, search
 from safelight.vae.fold import folded
 from safelight.vae.graph import record
-from safelight.vae.plan import Schedule, hulls, nbytes, row_bytes
+from safelight.vae.passes import hulls, nbytes, row_bytes
+from safelight.vae.plan import Schedule
 
 WORD = 4  # bytes of a float32; the place of every row is a multiple of it
 
 
 def rows_of(part: str, widths: tuple[int, ...], height: int, width: int, shortcuts: bool = True, attention=True):
     module = getattr(tiny_vaes.kl(widths, attention=attention), part)
-    return plan.rows_of(
+    return passes.rows_of(
         folded(record(module, torch.empty(1, 4 if part == "decoder" else 3, height, width)), shortcuts=shortcuts)
     )
 
@@ -87,7 +88,7 @@ def test_the_rows_of_the_last_strip_end_where_the_tensor_ends(made):
 class Memory:
     """An arena in which each word knows whose row it holds."""
 
-    def __init__(self, arena: plan.Arena, rows: plan.Rows) -> None:
+    def __init__(self, arena: plan.Arena, rows: passes.Rows) -> None:
         self.arena, self.rows = arena, rows
         self.words = np.full(-(-arena.nbytes // WORD), -1)
         self.numbers = {node: number for number, node in enumerate(arena.offsets)}
@@ -166,24 +167,24 @@ def test_a_clobbered_row_would_be_found():
 @settings(max_examples=6, deadline=None)
 @given(st.sampled_from(["decoder", "encoder"]), st.integers(8, 40), st.integers(8, 20))
 def test_a_plan_of_fewer_bytes_has_more_work(part, height, width):
-    found = plan.plans(rows_of(part, (8, 16), height, width), 4000)
+    found = search.plans(rows_of(part, (8, 16), height, width), 4000)
     assert all(less.peak_bytes < more.peak_bytes and less.work > more.work for less, more in pairwise(found))
 
 
 def test_a_large_picture_can_be_decoded_in_a_third_of_what_storing_everything_takes():
-    found = plan.plans(rows_of("decoder", (8, 16, 16), 64, 64), 2**16)
+    found = search.plans(rows_of("decoder", (8, 16, 16), 64, 64), 2**16)
     assert found[0].peak_bytes < found[-1].peak_bytes / 3
 
 
 def test_lower_strips_take_fewer_bytes_and_store_the_same():
-    made = plan.plans(rows_of("decoder", (8, 16), 64, 64), 2**18)[0]
-    lower = plan.with_strips(made, 2**14)
+    made = search.plans(rows_of("decoder", (8, 16), 64, 64), 2**18)[0]
+    lower = search.with_strips(made, 2**14)
     assert lower.stored == made.stored
     assert lower.peak_bytes < made.peak_bytes
 
 
 def test_without_norms_one_pass_does_it_all():
-    rows = plan.rows_of(folded(record(tiny_vaes.taesd().decoder, torch.empty(1, 4, 16, 16))))
-    (made,) = plan.plans(rows, 4000)
+    rows = passes.rows_of(folded(record(tiny_vaes.taesd().decoder, torch.empty(1, 4, 16, 16))))
+    (made,) = search.plans(rows, 4000)
     (task,) = made.tasks
     assert (task.node, made.arenas, len(task.strips) > 1) == (rows.graph.output, (), True)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from safelight.vae.graph import record
-from safelight.vae.plan import rows_of
+from safelight.vae.passes import rows_of
 from safelight.vae.rows import row_of
 
 HEIGHT, WIDTH = 12, 6
