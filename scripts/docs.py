@@ -30,6 +30,9 @@ def cli_page() -> str:
     for name, command in sorted(app.commands.items()):
         context = click.Context(command, parent=root, info_name=name, **width)
         pages += [f"## safelight {name}", "", "```", command.get_help(context), "```", ""]
+        for inner, sub in sorted(getattr(command, "commands", {}).items()):
+            inside = click.Context(sub, info_name=inner, parent=context)
+            pages += [f"### safelight {name} {inner}", "", "```", sub.get_help(inside), "```", ""]
     return "\n".join(pages).rstrip() + "\n"
 
 

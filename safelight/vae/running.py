@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safelight.errors import OutOfMemory, UsageError
-from safelight.vae import plan, search
+from safelight.vae import fp16, plan, search
 from safelight.vae.exact import Run, Sink
 from safelight.vae.fold import folded
 from safelight.vae.graph import CannotWalk, Graph, record
 from safelight.vae.passes import Rows, rows_of
 from safelight.vae.plan import Schedule
+
+PIECE = 64  # latents or pixels a side, on which is looked for what overflows
 
 
 @dataclass
@@ -74,6 +76,23 @@ class Exact:
                     raise OutOfMemory(message) from error
                 chosen = below[-1]
 
+    def _graph(self, item: Any, beside: "Beside") -> Graph:
+        """In float16 with values scaled that would overflow, as they do in a middle piece of the input."""
+        graph = self._recorded(item, beside)
+        if str(item.dtype) != "torch.float16" or is_fake(item):
+            return graph
+        piece = item
+        for dim in (-2, -1):
+            side = min(item.shape[dim], PIECE)
+            piece = piece.narrow(dim, (item.shape[dim] - side) // 2, side)
+        small = self._recorded(piece, beside)
+        met = fp16.largest(small, self._weights(), piece, *beside.tensors)
+        return fp16.rescaled(graph, fp16.needed_powers(small, met))
+
+    def _recorded(self, item: Any, beside: "Beside") -> Graph:
+        call = self.call or self.module
+        return record(self.module, item, *beside.tensors, call=lambda x, *more: beside.call(call, x, more))
+
     def _weights(self) -> dict[str, Any]:
         return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
 
@@ -92,8 +111,7 @@ class Exact:
         key = tuple(item.shape), item.dtype, item.device.type, dtypes, beside.key
         if key not in self._plans:
             strip = self.strip_bytes or plan.STRIP_BYTES.get(item.device.type, plan.STRIP_BYTES_ELSEWHERE)
-            call = self.call or self.module
-            graph = record(self.module, item, *beside.tensors, call=lambda x, *more: beside.call(call, x, more))
+            graph = self._graph(item, beside)
             self._plans[key] = _plans(graph, strip)
             self.whole_work = plan.whole_work(graph)
         return self._plans[key]
@@ -127,6 +145,12 @@ class Beside:
 
         args = [filled(value) for value in self.args]
         return run(given, *args, **{name: filled(value) for name, value in self.kwargs.items()})
+
+
+def is_fake(tensor: Any) -> bool:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
 
 
 def _told(value: Any) -> Any:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from safelight.vae import passes, search
+from safelight.vae import engine, passes, search
 from safelight.vae.engine import exact_of
 from safelight.vae.exact import Run
 from safelight.vae.fold import folded
@@ -182,6 +182,13 @@ def test_a_vae_that_overflows_encodes_in_float16():
     graph, weights = recorded(half(vae), "encode", x.half())
     assert not result(graph, weights, x.half()).isfinite().all()
     assert decibels(result(safe(graph, weights, x.half()), weights, x.half()), truth) >= 60
+
+
+def test_the_engine_decodes_and_encodes_it_in_float16():
+    for what, code in (("decode", engine.decode), ("encode", engine.encode)):
+        vae, x = swollen("kl", what)
+        made = code(half(vae), x.half(), how="exact")
+        assert made.isfinite().all() and decibels(made, code(vae, x, how="whole")) >= 58
 
 
 def test_powers_of_a_small_picture_serve_a_large_one():
