@@ -23,7 +23,7 @@ HOW = ("auto", "whole", "exact", "blended")
 
 @dataclass(frozen=True, slots=True)
 class Seam:
-    """Where a VAE class is cut. owner, method: what is replaced, as attributes of the VAE; takes one tensor first.
+    """Where a VAE class is cut. module: its part, "" for itself. method: of that, is replaced; takes a tensor first.
 
     call: gives, for a VAE, what runs `module` on one tensor, where that is not the module's own forward.
     together: a batch is the frames of one video.
@@ -41,13 +41,9 @@ def _own(name: str) -> Callable[[Any], Callable[[Any], Any]]:
 
 
 def _plain(made: Any) -> Any:
-    return (
-        made.sample
-        if hasattr(made, "sample") and not callable(made.sample)
-        else made[0]
-        if isinstance(made, tuple)
-        else made
-    )
+    import torch
+
+    return made if isinstance(made, torch.Tensor) else made[0]
 
 
 DECODER, ENCODER = Seam("decoder", "forward"), Seam("encoder", "forward")

@@ -4,7 +4,7 @@ Comes in: a Schedule, the weights, one picture's or video's input. Goes out: wha
 but for the order of sums, in the schedule's memory; or its rows, one strip after the other.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -281,8 +281,3 @@ def _numel(node: Node) -> int:
     for side in node.shape:
         size *= side
     return size
-
-
-def strips_of(schedule: Schedule) -> Iterator[int]:
-    """How many each pass has."""
-    return (len(task.strips) for task in schedule.tasks if task.order)
