@@ -3,7 +3,6 @@
 Run in this process, on a tiny pipeline saved as a folder, whose VAE's factor is 2.
 """
 
-import importlib.util
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ import whole_engine
 from PIL import Image
 from safetensors.torch import save_file
 
-from safelight import cli, vae
+from safelight import cli
 from safelight.run import coding, picture_files
 from safelight.run.load import Loaded
 
@@ -43,8 +42,6 @@ def run(monkeypatch, capsys, tmp_path, folder):
     monkeypatch.setenv("SAFELIGHT_MODEL", str(folder))
     monkeypatch.setenv("SAFELIGHT_DEVICE", "cpu")
     monkeypatch.chdir(tmp_path)
-    if importlib.util.find_spec("safelight.vae.engine") is None:
-        monkeypatch.setattr(vae, "engine", whole_engine, raising=False)
     before = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments):
