@@ -7,6 +7,7 @@ optimizers adds up, option by option; "none" forgets what came before.
 
 import os
 import re
+import secrets
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -219,6 +220,17 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     environ = os.environ if environ is None else environ
     named = environ.get("XDG_CACHE_HOME") or environ.get("LOCALAPPDATA")
     return Path(named or Path(environ.get("HOME", "~")).expanduser() / ".cache") / "safelight"
+
+
+def put_whole(path: Path, text: str) -> None:
+    """A file of the cache, in one step, so that another process never reads half of it. Raises OSError."""
+    part = path.with_name(f".{path.name}-{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def is_terminal() -> bool:

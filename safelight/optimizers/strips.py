@@ -2,23 +2,23 @@
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from safelight.config import bytes_of
 from safelight.errors import UnknownName, UsageError
-from safelight.optimizers.decode import factor
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer
 from safelight.optimizers.target import Target
 from safelight.probe.blueprint import Blueprint, Part
+from safelight.simulate import inputs
 from safelight.simulate.cost import Cost
 from safelight.simulate.fake import fake
 from safelight.vae import engine, tiles
 
 # decoded here as a whole and in strips, and compared: tests/vae/test_engine.py
 EXACT = (
-    *("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny", "AutoencoderDC", "AsymmetricAutoencoderKL", "VQModel"),
+    *engine.BLENDED,
     *("AutoencoderKLTemporalDecoder", "AutoencoderKLHunyuanImage", "AutoencoderKLHunyuanVideo"),
     *("AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLLTXVideo", "AutoencoderKLMochi"),
     *("AutoencoderKLCogVideoX", "AutoencoderKLMagvit"),
@@ -76,17 +76,13 @@ def _foreseen(cls: type, config: str, height: int, width: int, frames: int) -> t
     with fakes.active():
         vae = fakes.pipe.components["vae"]
         weights = sum(p.numel() * p.element_size() for p in vae.parameters())
-        px = engine.scale_of(vae)
+        px = inputs.factor(print_of.parts["vae"])
         exact = engine.exact_of(vae, "decode")
         import torch
 
-        latents = torch.empty(1, _channels(made), height // px, width // px)
+        latents = torch.empty(1, made["latent_channels"], height // px, width // px)
         exact.plans(latents)
     return exact, latents, weights
-
-
-def _channels(config: Mapping[str, Any]) -> int:
-    return int(config["latent_channels"])
 
 
 @optimizer(
@@ -123,7 +119,7 @@ def _blended_fits(target: Target, tile_px: int, overlap: float) -> str | None:
     assert target.vae is not None, "a pipeline without a VAE has its reason"
     if not 0 <= overlap <= 0.5:
         raise UsageError(f"blended-vae.overlap is {overlap}: give a share from 0 to 0.5")
-    px = factor(target.vae)
+    px = inputs.factor(target.vae)
     if tile_px % px or tile_px < 8 * px:
         raise UsageError(f"blended-vae={tile_px}: give a multiple of {px}, {8 * px} or more (pixels)")
     if max(target.width, target.height) <= tile_px:
@@ -140,7 +136,7 @@ def _no_tiles(target: Target) -> str | None:
 
 def _grid(target: Target, tile_px: int, overlap: float) -> tiles.Grid:
     assert target.vae is not None, "`fits` has said that there is none"
-    px = factor(target.vae)
+    px = inputs.factor(target.vae)
     tile = tile_px // px
     return tiles.grid(target.height // px, target.width // px, tile, round(overlap * tile), even=True)
 

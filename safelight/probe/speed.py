@@ -7,7 +7,6 @@ diffusion models. Time is read through a seam, so that tests do not depend on ho
 import functools
 import json
 import re
-import secrets
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+from safelight.config import put_whole
 from safelight.measure.clock import synchronizer
 from safelight.probe.device import GIB, Device
 from safelight.probe.operations import Operation, Sizes, functions, module, operations
@@ -79,7 +79,7 @@ def measured(device: Device, *, cache: Path | None, now: Callable[[], float] = t
     if is_busy(rates):  # better than nothing, for this process
         return replace(rates, source=f"{rates.source} while it was busy: not kept")
     try:
-        _keep(path, key, rates)
+        put_whole(path, json.dumps({**key, "rates": rates.as_dict()}, indent=1))
     except OSError as error:  # nothing is wrong with the rates: they are measured anew next time
         return replace(rates, source=f"{rates.source} (not kept in {cache}: {error.strerror})")
     return rates
@@ -241,14 +241,3 @@ def _kept(path: Path, key: Mapping[str, Any], device: Device) -> Rates | None:
     about = {name: table.get(name) for name in key}
     known = all(set(device.fast_dtypes) <= set(curves) for curves in rates.curves.values())
     return rates if known and about == dict(key) else None
-
-
-def _keep(path: Path, key: Mapping[str, Any], rates: Rates) -> None:
-    """In one step, so that another process never reads half a file."""
-    part = path.with_name(f".{path.name}-{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({**key, "rates": rates.as_dict()}, indent=1), encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

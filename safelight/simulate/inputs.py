@@ -70,7 +70,8 @@ def factor(vae: Part | None) -> int:
         return int(_product(config["spatial_expansions"]))
     if "temperal_downsample" in config and "block_out_channels" not in config:
         return 2 ** len(config["temperal_downsample"])
-    blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
+    names = ("block_out_channels", "down_block_out_channels", "encoder_block_out_channels")
+    blocks = next(config[name] for name in names if config.get(name))
     return 2 ** (len(blocks) - 1)
 
 

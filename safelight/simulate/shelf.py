@@ -6,7 +6,6 @@ one that cannot be written is made anew next time: all that is lost is a second 
 
 import hashlib
 import json
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
@@ -14,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safelight.config import put_whole
 from safelight.simulate.cost import Weights
 from safelight.simulate.trace import Trace, Work
 
@@ -61,11 +61,8 @@ class Shelf:
         self._kept.update(self._fresh)
         self._fresh.clear()
         table = {key: _written(*traced) for key, traced in self._kept.items()}
-        part = self.path.with_name(f".{self.path.name}-{secrets.token_hex(4)}.part")
         with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(table, separators=(",", ":")))
-            part.replace(self.path)
+            put_whole(self.path, json.dumps(table, separators=(",", ":")))
             for path in sorted(self.path.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-KEEP]:
                 path.unlink(missing_ok=True)
 

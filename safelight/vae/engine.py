@@ -12,6 +12,8 @@ from fractions import Fraction
 from typing import Any
 
 from safelight.errors import UsageError
+from safelight.probe.blueprint import Part
+from safelight.simulate import inputs
 from safelight.vae import tiles
 from safelight.vae.blended import blended
 from safelight.vae.exact import Sink
@@ -207,7 +209,7 @@ def _in_tiles(
     vae: Any, run: Callable[[Any], Any], given: Any, what: str, tile_px: int, overlap: float
 ) -> tuple[Any, int]:
     """The result, and of how many tiles."""
-    factor = scale_of(vae)
+    factor = inputs.factor(Part(type(vae), vae.config))
     tile = max(1, tile_px // factor)
     small = [side if what == "decode" else side // factor for side in given.shape[-2:]]
     if max(small) <= tile:
@@ -215,13 +217,6 @@ def _in_tiles(
     grid = tiles.grid(small[0], small[1], tile, round(overlap * tile), even=True)
     scale = Fraction(factor) if what == "decode" else Fraction(1, factor)
     return blended(run, given, grid, scale=scale).to(given.dtype), len(grid)
-
-
-def scale_of(vae: Any) -> int:
-    """Picture pixels per latent pixel of a VAE in BLENDED."""
-    config = vae.config
-    widths = config.get("block_out_channels") or config.get("down_block_out_channels")
-    return int(2 ** (len(widths or config["decoder_block_out_channels"]) - 1))
 
 
 def _blended(vae: Any, what: str, given: Any, sink: Sink | None) -> Any:

@@ -6,6 +6,7 @@ but for the order of sums, in the schedule's memory; or its rows, one strip afte
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from safelight.vae.graph import WEIGHT, Made, Node, replaced
@@ -53,14 +54,14 @@ class Run:
         self.device = inputs[0].device
         self.values.update(zip(self.schedule.rows.graph.inputs, inputs, strict=True))
         for number, task in enumerate(self.schedule.tasks):
-            self._do(number, task)
-            self._forget(number, task)
+            self._do(task)
+            self._forget(number)
         return self.values.get(self.schedule.rows.graph.output)
 
-    def _do(self, number: int, task: Task) -> None:
+    def _do(self, task: Task) -> None:
         node = task.node
         if task.order:
-            Pass(self, task).over(self._place(number, task))
+            Pass(self, task).over(self._place(task))
         elif not task.counted or node not in self.values:
             self.values[node] = self._at_once(node)
         if task.counted and not task.order:
@@ -100,18 +101,18 @@ class Run:
         self.statistics[node] = made
         return made
 
-    def _place(self, number: int, task: Task) -> Any:
+    def _place(self, task: Task) -> Any:
         """Where a pass puts its rows; None for one that counts alone."""
         import torch
 
         node = task.node
         if task.stored:
-            self.values[node] = self._stored(number, node)
+            self.values[node] = self._stored(node)
         elif node is self.schedule.rows.graph.output and self.sink is None:
             self.values[node] = torch.empty(node.shape, dtype=node.dtype, device=self.device)
         return self.values.get(node)
 
-    def _stored(self, number: int, node: Node) -> Any:
+    def _stored(self, node: Node) -> Any:
         """Its rows are one after the other in memory, and in each row the channels innermost."""
         import torch
 
@@ -135,7 +136,7 @@ class Run:
             self.blocks[index] = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
         return self.blocks[index]
 
-    def _forget(self, number: int, task: Task) -> None:
+    def _forget(self, number: int) -> None:
         """What no later task reads; the weights that were prepared for a pass."""
         for node in [node for node in self.values if self.schedule.last.get(node, -1) <= number]:
             if node is not self.schedule.rows.graph.output:
@@ -249,7 +250,7 @@ class Pass:
         if not isinstance(first, Node) or not self._is_free(first, node, uses) or first.dtype != node.dtype:
             return None
         given = replaced(args, read)
-        if given[0].numel() * node.shape[row.axis] != _numel(node) * given[0].shape[row.reach[first].axis]:
+        if given[0].numel() * node.shape[row.axis] != prod(node.shape) * given[0].shape[row.reach[first].axis]:
             return None
         packet = getattr(torch.ops.aten, f"{node.op}_")
         return packet(*given, **node.kwargs)
@@ -274,10 +275,3 @@ class Pass:
             for number, item in enumerate(rows.split(1))
         ]
         return items[0] if len(items) == 1 else torch.cat(items)
-
-
-def _numel(node: Node) -> int:
-    size = 1
-    for side in node.shape:
-        size *= side
-    return size

@@ -12,7 +12,6 @@ from safelight.vae.graph import WEIGHT, Graph, Made, Node, needed, replaced
 
 ENLARGING = ("upsample_nearest2d", "_upsample_nearest_exact2d")
 FOLDED = "folded"  # the name of weights that are computed from others
-Get = Callable[[Node], Any]  # the tensor of a weight
 
 
 def folded(graph: Graph, *, shortcuts: bool = True) -> Graph:

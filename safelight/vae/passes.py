@@ -129,9 +129,8 @@ def hulls(rows: Rows, task: Task, strips: Sequence[Span]) -> list[dict[Node, Hul
                     needed[given] = Hull(made[given], made[given], made[given])
         made = {node: hull.high for node, hull in needed.items()}
         found.append(needed)
-    for needed, following in zip(
-        found[-2::-1], found[:0:-1], strict=True
-    ):  # what is not needed now may be needed later
+    # what is not needed now may be needed later
+    for needed, following in zip(found[-2::-1], found[:0:-1], strict=True):
         for node, hull in needed.items():
             if (row := rows.row[node]) is not None and row.heavy and following[node].low < hull.low:
                 needed[node] = Hull(following[node].low, hull.fresh, hull.high)

@@ -1,6 +1,7 @@
 """Rows of operators that move numbers: views, permutations, paddings, concatenations."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -8,62 +9,70 @@ from safelight.vae.graph import Node
 from safelight.vae.row import Axes, Reach, Read, Row, Rule, Span, call, dims_of, same
 
 
-def padded(node: Node, axes: Axes) -> Row | None:
-    given = node.args[0]
-    axis = axes[given]
-    if axis is None:
-        return None
-    pads, count = node.args[1], len(node.shape)
-    place = 2 * (count - 1 - axis)
-    above, below = (pads[place], pads[place + 1]) if place < len(pads) else (0, 0)
-    rows = given.shape[axis]
-    if above < 0 or below < 0:
-        return None
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Rows that a padding adds above and below those of its input. place: of `above` in the operator's list."""
 
-    def reach(a: int, b: int) -> Span:
-        first = min(max(a - above, 0), rows - 1)
-        return first, min(max(b - above, first + 1), rows)
+    axis: int
+    place: int
+    above: int
+    below: int
+    rows: int
 
-    def run(read: Read, a: int, b: int) -> Any:
-        first, last = reach(a, b)
-        own = list(pads) + [0] * (place + 2 - len(pads))
-        own[place], own[place + 1] = max(0, first + above - a), max(0, b - above - last)
-        made = call(node, read, read(given), own)
-        return made.narrow(axis, a - (first + above - own[place]), b - a)
-
-    return Row(axis, {given: Reach(axis, reach)}, run, fresh=False)
+    def reach(self, a: int, b: int) -> Span:
+        """One row at least, also where all that is asked for is padding."""
+        first = min(max(a - self.above, 0), self.rows - 1)
+        return first, min(max(b - self.above, first + 1), self.rows)
 
 
-def replicated(node: Node, axes: Axes) -> Row | None:
-    """Padding with the outermost numbers."""
+def _edges(node: Node, axes: Axes) -> Edges | None:
+    """None where rows are cut off instead."""
     given, pads = node.args[:2]
     axis = axes[given]
     if axis is None:
         return None
     place = 2 * (len(node.shape) - 1 - axis)
     above, below = (pads[place], pads[place + 1]) if place < len(pads) else (0, 0)
-    rows = given.shape[axis]
-    if min(above, below) < 0:
-        return None
+    return None if min(above, below) < 0 else Edges(axis, place, above, below, given.shape[axis])
 
-    def reach(a: int, b: int) -> Span:
-        first = min(max(a - above, 0), rows - 1)
-        return first, min(max(b - above, first + 1), rows)
+
+def padded(node: Node, axes: Axes) -> Row | None:
+    if (edges := _edges(node, axes)) is None:
+        return None
+    given, pads = node.args[:2]
+    axis, place = edges.axis, edges.place
+
+    def run(read: Read, a: int, b: int) -> Any:
+        first, last = edges.reach(a, b)
+        start = first + edges.above
+        own = list(pads) + [0] * (place + 2 - len(pads))
+        own[place], own[place + 1] = max(0, start - a), max(0, b - edges.above - last)
+        return call(node, read, read(given), own).narrow(axis, a - (start - own[place]), b - a)
+
+    return Row(axis, {given: Reach(axis, edges.reach)}, run, fresh=False)
+
+
+def replicated(node: Node, axes: Axes) -> Row | None:
+    """Padding with the outermost numbers."""
+    if (edges := _edges(node, axes)) is None:
+        return None
+    given, pads = node.args[:2]
+    axis, place = edges.axis, edges.place
 
     def run(read: Read, a: int, b: int) -> Any:
         import torch
 
-        first, last = reach(a, b)
+        first, last = edges.reach(a, b)
         x, others = read(given), list(pads)
-        before, after = max(0, min(above, b) - a), max(0, b - max(rows + above, a))
-        edges = [x.narrow(axis, 0, 1)] * before, [x.narrow(axis, last - first - 1, 1)] * after
+        before, after = max(0, min(edges.above, b) - a), max(0, b - max(edges.rows + edges.above, a))
+        top, bottom = [x.narrow(axis, 0, 1)] * before, [x.narrow(axis, last - first - 1, 1)] * after
         inner = x if before + after < b - a else x.narrow(axis, 0, 0)
-        x = torch.cat((*edges[0], inner, *edges[1]), axis) if before or after else x
+        x = torch.cat((*top, inner, *bottom), axis) if before or after else x
         if place < len(pads):
             others[place] = others[place + 1] = 0
         return call(node, read, x, others)
 
-    return Row(axis, {given: Reach(axis, reach)}, run)
+    return Row(axis, {given: Reach(axis, edges.reach)}, run)
 
 
 def repeated(node: Node, axes: Axes) -> Row | None:

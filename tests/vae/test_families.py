@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from safelight.optimizers.strips import EXACT
+from safelight.probe.blueprint import Part
+from safelight.simulate import inputs
 from safelight.vae import engine
 
 TWO = {"down_block_types": ("DownEncoderBlock2D",) * 2, "block_out_channels": (32, 32)}
@@ -83,3 +85,12 @@ def test_strips_are_equal_to_the_whole(name, config, latents, pictures):
                 made = run()
             assert exact.used and whole.std() > 0.1
             torch.testing.assert_close(made, whole, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", engine.BLENDED)
+def test_the_factor_of_what_is_cut_into_tiles_is_known_from_its_config(name):
+    vae = getattr(diffusers, name)(**{row[0]: row[1] for row in FAMILIES}.get(name, {}))
+    factor = inputs.factor(Part(type(vae), vae.config))
+    side = 2 * factor
+    with torch.no_grad():
+        assert engine.encode(vae.eval(), torch.zeros(1, 3, side, side), how="whole").shape[-2:] == (2, 2)
