@@ -16,15 +16,15 @@ FOLDED = "folded"  # the name of weights that are computed from others
 
 def folded(graph: Graph, *, shortcuts: bool = True) -> Graph:
     """The graph with every fold that fits. shortcuts: also those that pay only where what is enlarged is not kept."""
-    graph = _rewritten(graph, _without_idle_steps)
-    graph = _rewritten(graph, _upsampled)
-    return _rewritten(graph, _shortcut) if shortcuts else graph
+    graph = rewritten(graph, _without_idle_steps)
+    graph = rewritten(graph, _upsampled)
+    return rewritten(graph, _shortcut) if shortcuts else graph
 
 
 Rewrite = Callable[[Node, Mapping[Node, list[Node]]], Node]
 
 
-def _rewritten(graph: Graph, rewrite: Rewrite) -> Graph:
+def rewritten(graph: Graph, rewrite: Rewrite) -> Graph:
     """rewrite: gives the node to take instead, whose inputs are of the new graph already."""
     users = graph.users()
     instead: dict[Node, Node] = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import lcm, prod
 
+from safelight.vae.attention import beside_bytes
 from safelight.vae.graph import Graph, Node
 from safelight.vae.passes import Hull, Rows, Task, ends_of, height_of, nbytes, row_bytes, rows_of, transient
 from safelight.vae.row import Span
@@ -79,7 +80,7 @@ def _tasks(rows: Rows, kept: frozenset[Node], strip_bytes: int) -> Iterator[Task
         counted = node in rows.normed
         if row is None:
             if node not in rows.graph.inputs:
-                yield Task(node, False, counted, (), tuple(dict.fromkeys(node.data)), ((0, 1),))
+                yield Task(node, False, counted, (), tuple(dict.fromkeys(node.data)), ((0, 1),), beside_bytes(node))
             elif counted:
                 yield Task(node, False, True, (), (node,), ((0, 1),))
         elif node in kept or counted or node is rows.graph.output:

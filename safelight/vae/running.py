@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safelight.errors import OutOfMemory, UsageError
-from safelight.vae import fp16, plan, search
+from safelight.vae import attention, fp16, plan, search
 from safelight.vae.exact import Run, Sink
 from safelight.vae.fold import folded
 from safelight.vae.graph import CannotWalk, Graph, record
@@ -112,6 +112,7 @@ class Exact:
         if key not in self._plans:
             strip = self.strip_bytes or plan.STRIP_BYTES.get(item.device.type, plan.STRIP_BYTES_ELSEWHERE)
             graph = self._graph(item, beside)
+            graph = attention.in_chunks(graph) if item.device.type == "cpu" else graph
             self._plans[key] = _plans(graph, strip)
             self.whole_work = plan.whole_work(graph)
         return self._plans[key]
