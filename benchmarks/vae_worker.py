@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from safelight.measure.memory import PeakMemory
 from safelight.simulate.strides import real_strides
 from safelight.simulate.trace import record
 from safelight.vae import tiles
-from safelight.vae.blended import blended
-from safelight.vae.engine import exactly
+from safelight.vae.blending import blending
+from safelight.vae.seams import exactly
 
 LONG_SECONDS = 30.0  # a call that takes longer is not made again to be timed
 CALLS = ((3.0, 5), (10.0, 3), (LONG_SECONDS, 2))  # a first call of up to so many seconds: so many more are timed
@@ -277,32 +276,15 @@ def swapped_tile(vae: Any, case: Case, tile: int | None = None) -> Iterator[int]
 
 @contextmanager
 def in_tiles(vae: Any, case: Case, way: Way, given: Any) -> Iterator[Prepared]:
-    """`blended`, with as many tiles as diffusers has by default, and as much overlap."""
-    factor = vae_models.VAES[case.vae].factor
-    sides = (case.height // factor, case.width // factor)
-    tile = int(vae.config.sample_size / factor)
-    up = case.what == "decode"
-    scale = Fraction(factor) if up else Fraction(1, factor)
-
-    def run(vae: Any, given: Any) -> Any:
-        heights, widths = (side if up else side // factor for side in given.shape[-2:])
-        grid = tiles.grid(heights, widths, tile, int(tile * OVERLAP), even=True)
-        return blended(part_of(vae, case.what), given, grid, scale=scale)
-
-    grid = tiles.grid(*sides, tile, int(tile * OVERLAP), even=True)
-    starts = {-2: tiles.shares(grid.rows)[1:], -1: tiles.shares(grid.columns)[1:]}
-    edges = {dim: [share.reach.start * (factor if up else 1) for share in line] for dim, line in starts.items()}
-    notes = {"tile": list(grid.tile), "tiles": len(grid)}
-    yield Prepared(lambda given: run(vae, given), traced_bytes(run, vae, given), edges, notes)
-
-
-def part_of(vae: Any, what: str) -> Run:
-    """What makes a tile of another, with the 1x1 convolution between decoder or encoder and the latents."""
-    if what == "decode":
-        before = vae.post_quant_conv
-        return lambda tile: vae.decoder(tile if before is None else before(tile))
-    after, channels = vae.quant_conv, vae.config.latent_channels
-    return lambda tile: (vae.encoder(tile) if after is None else after(vae.encoder(tile)))[:, :channels]
+    """`blending`, with as many tiles as diffusers has by default, and as much overlap."""
+    run, factor = native(case.what), vae_models.VAES[case.vae].factor
+    with blending(vae, vae.config.sample_size, OVERLAP, case.what) as tiled:
+        grid = tiled.grid(given)
+        starts = {-2: tiles.shares(grid.rows)[1:], -1: tiles.shares(grid.columns)[1:]}
+        times = factor if case.what == "decode" else 1
+        edges = {dim: [share.reach.start * times for share in line] for dim, line in starts.items()}
+        notes = {"tile": list(grid.tile), "tiles": len(grid)}
+        yield Prepared(lambda given: run(vae, given), tiled.peak_bytes(given, grid), edges, notes)
 
 
 PREPARED = {"whole": whole, "tiling": tiling, "exact": exact, "blended": in_tiles, "compiled": compiled}

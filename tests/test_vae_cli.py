@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import whole_engine
 from PIL import Image
 from safetensors.torch import save_file
 
 from safelight import cli
 from safelight.run import coding, picture_files
 from safelight.run.load import Loaded
+from safelight.vae import engine
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,8 @@ def test_where_everything_fails_nothing_is_partly_done(run):
         (("roundtrip", "cat.png", "--model", "./nothing"), 2, ("no model at ./nothing",)),
         (("roundtrip", "cat.png", "--buget", "1GiB"), 2, ("did you mean --budget",)),
         (("roundtrp", "cat.png"), 2, ("did you mean vae roundtrip",)),
+        (("encode", "cat.png", "--fidelity", "lossy"), 2, ("unknown fidelity", "rounding")),
+        (("encode", "cat.png", "--how", "whole", "--budget", "1GiB"), 2, ("keeps no budget",)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
@@ -243,25 +245,41 @@ def test_what_cannot_be_is_one_line_that_says_what_to_do(run, tmp_path, argument
 
 @pytest.fixture
 def coder():
-    return lambda engine: coding.Coder(tiny.sd().vae, Loaded("tiny", "tiny"), tiny.cpu(), engine)
+    return lambda make: coding.Coder(vae := tiny.sd().vae, Loaded("tiny", "tiny"), tiny.cpu(), make(vae))
 
 
-def test_how_and_budget_reach_the_engine_which_gets_padded_pictures(coder, tmp_path):
+def whole(vae):
+    return engine.Engine(vae, how="whole")
+
+
+def test_the_engine_gets_padded_pictures(coder, tmp_path):
     seen = []
 
-    class Engine:
-        def encode(self, vae, pictures, **how):
-            seen.append((tuple(pictures.shape), how))
-            return whole_engine.encode(vae, pictures)
+    class Watched(engine.Engine):
+        def encode(self, pictures):
+            seen.append(tuple(pictures.shape))
+            return super().encode(pictures)
 
-        def decode(self, vae, latents, *, sink, **how):
-            seen.append((tuple(latents.shape), how))
-            whole_engine.decode(vae, latents, sink=sink)
+        def decode(self, latents, sink=None):
+            seen.append(tuple(latents.shape))
+            return super().decode(latents, sink)
 
-    asked = {"budget_bytes": 2**30, "how": "exact"}
-    made = coding.Coder(tiny.sd().vae, Loaded("tiny", "tiny"), tiny.cpu(), Engine(), "exact", 2**30)
-    coding.roundtrip(made, picture(tmp_path / "a.png", 23, 15), tmp_path / "b.png")
-    assert seen == [((1, 3, 16, 24), asked), ((1, 4, 8, 12), asked)]
+    coding.roundtrip(coder(Watched), picture(tmp_path / "a.png", 23, 15), tmp_path / "b.png")
+    assert seen == [(1, 3, 16, 24), (1, 4, 8, 12)]
+
+
+def test_how_fidelity_and_budget_reach_the_engine(run, tmp_path, monkeypatch):
+    made = []
+
+    class Noted(engine.Engine):
+        def __post_init__(self):
+            made.append((self.budget_bytes, self.how, self.fidelity))
+            super().__post_init__()
+
+    monkeypatch.setattr(engine, "Engine", Noted)
+    done = run("encode", str(picture(tmp_path / "a.png")), "--how", "exact", "--fidelity", "exact", "--budget", "1GiB")
+    assert done.code == 0
+    assert made == [(2**30, "exact", "exact")]
 
 
 @pytest.mark.parametrize(
@@ -279,33 +297,31 @@ def test_how_and_budget_reach_the_engine_which_gets_padded_pictures(coder, tmp_p
 def test_memory_that_runs_out_half_way_is_told_and_leaves_no_file(coder, tmp_path, error, raised):
     from safelight.errors import OutOfMemory
 
-    class Engine:
-        encode = staticmethod(whole_engine.encode)
-
-        def decode(self, vae, latents, *, sink, **how):
+    class Failing(engine.Engine):
+        def decode(self, latents, sink=None):
             sink(0, torch.zeros(1, 3, 4, 24))
             raise error
 
     picture(tmp_path / "a.png")
     with pytest.raises(OutOfMemory if raised else RuntimeError, match="decode of .* ran out" if raised else "of ours"):
-        coding.roundtrip(coder(Engine()), tmp_path / "a.png", tmp_path / "b.png")
+        coding.roundtrip(coder(Failing), tmp_path / "a.png", tmp_path / "b.png")
     assert names(tmp_path) == ["a.png"]
 
 
 def test_a_picture_that_comes_back_equal_has_no_psnr(coder, tmp_path):
-    class Mirror:
-        def encode(self, vae, pictures, **how):
+    class Mirror(engine.Engine):
+        def encode(self, pictures):
             return pictures
 
-        def decode(self, vae, latents, *, sink, **how):
+        def decode(self, latents, sink=None):
             sink(0, latents)
 
-    made = coding.roundtrip(coder(Mirror()), picture(tmp_path / "a.png"), tmp_path / "b.png")
+    made = coding.roundtrip(coder(Mirror), picture(tmp_path / "a.png"), tmp_path / "b.png")
     assert (made.mse, made.psnr_db) == (0, None)
 
 
 def test_latents_for_a_picture_of_another_size_give_all_that_they_cover(coder, tmp_path):
     told = {"width": "999", "height": "7"}
     save_file({"latents": torch.zeros(1, 4, 4, 6)}, tmp_path / "a.safetensors", told)
-    made = coding.decode(coder(whole_engine), tmp_path / "a.safetensors", lambda count: [tmp_path / "a.png"])
+    made = coding.decode(coder(whole), tmp_path / "a.safetensors", lambda count: [tmp_path / "a.png"])
     assert (made.width, made.height) == (12, 8)

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLWan, AutoencoderTiny
 
 from safelight.simulate.trace import Ledger, tensors
-from safelight.vae import engine
+from safelight.vae import seams
 from safelight.vae.graph import WEIGHT, Graph, Made, Node, replaced
 
 
@@ -83,7 +83,7 @@ def whole(vae, what: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def in_strips(vae, what: str, tensor: torch.Tensor, strip_bytes: int, share: float = 1.0) -> torch.Tensor:
     """share: 0 takes the plan of the fewest bytes, 1 the fastest, between them one that lies there."""
-    with engine.exactly(vae, what) as exact:
+    with seams.exactly(vae, what) as exact:
         exact.strip_bytes = strip_bytes
         if share < 1:
             whole(vae, what, tensor[:1])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from safelight.run.coding import Coded, Coder
 
 HOWS = ("auto", "whole", "exact", "blended")
+FIDELITIES = ("exact", "rounding", "approximate")
 PICTURES = (".png", ".tif", ".tiff")  # what is written
 LATENTS = (".safetensors",)
 FLAGS = (
@@ -30,6 +31,12 @@ FLAGS = (
     ),
     click.option(
         "--how", metavar="|".join(HOWS), default="auto", help="whole and exact give the same; blended is near."
+    ),
+    click.option(
+        "--fidelity",
+        metavar="|".join(FIDELITIES),
+        default="rounding",
+        help="What the picture may lose with --how auto; approximate blends tiles where strips do not fit.",
     ),
     click.option("--dtype", default="float32", help="float32 (default), bfloat16 or float16."),
     click.option("--device", help="cpu, cuda, cuda:1, mps, ...; the best there is by default."),
@@ -183,6 +190,8 @@ def _settings(flags: dict[str, Any]) -> dict[str, Any]:
     wanted = config.settings() | {name: value for name, value in flags.items() if value is not None}
     if wanted["how"] not in HOWS:
         raise UnknownName("way to run a VAE", wanted["how"], HOWS)
+    if wanted["fidelity"] not in FIDELITIES:
+        raise UnknownName("fidelity", wanted["fidelity"], FIDELITIES)
     budget = wanted.get("budget")
     return {
         "model": str(wanted.get("model") or "firstlight"),
@@ -190,6 +199,7 @@ def _settings(flags: dict[str, Any]) -> dict[str, Any]:
         "device": wanted.get("device"),
         "dtype": config.dtype_name(flags["dtype"]),
         "how": wanted["how"],
+        "fidelity": wanted["fidelity"],
         "budget_bytes": None if budget is None else config.bytes_of(budget),
     }
 
@@ -199,7 +209,7 @@ def _coder(settings: dict[str, Any], flags: dict[str, Any], report: Any) -> "Cod
     from safelight.probe.device import here
     from safelight.run.coding import Coder
     from safelight.run.load_vae import load_vae
-    from safelight.vae import engine
+    from safelight.vae.engine import Engine
 
     device = here(settings["device"])
     loaded, source = load_vae(
@@ -211,7 +221,8 @@ def _coder(settings: dict[str, Any], flags: dict[str, Any], report: Any) -> "Cod
     )
     settings["device"] = device.name
     on_device = loaded.to(device.torch_name)
-    return Coder(on_device, source, device, engine, settings["how"], settings["budget_bytes"], report)
+    engine = Engine(on_device, settings["budget_bytes"], settings["how"], settings["fidelity"])
+    return Coder(on_device, source, device, engine, report)
 
 
 # -- files in and out --------------------------------------------------------------------------------------------------

@@ -14,11 +14,13 @@ from safelight.probe.blueprint import Blueprint, Part
 from safelight.simulate import inputs
 from safelight.simulate.cost import Cost
 from safelight.simulate.fake import fake
-from safelight.vae import engine, tiles
+from safelight.vae import seams, tiles
+from safelight.vae.blending import BLENDED, Blending, blending
+from safelight.vae.running import Exact
 
 # decoded here as a whole and in strips, and compared: tests/vae/test_engine.py
 EXACT = (
-    *engine.BLENDED,
+    *BLENDED,
     *("AutoencoderKLTemporalDecoder", "AutoencoderKLHunyuanImage", "AutoencoderKLHunyuanVideo"),
     *("AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLLTXVideo", "AutoencoderKLMochi"),
     *("AutoencoderKLCogVideoX", "AutoencoderKLMagvit"),
@@ -66,9 +68,9 @@ def _predict(cost: Cost, target: Target, plan: str, budget: str) -> Cost:
 
 
 @functools.lru_cache(maxsize=16)
-def _foreseen(cls: type, config: str, height: int, width: int, frames: int) -> tuple[engine.Exact, Any, int] | None:
+def _foreseen(cls: type, config: str, height: int, width: int, frames: int) -> tuple[Exact, Any, int] | None:
     """(plans on fake tensors, latents, bytes of the weights) in float32; None for what needs more than a picture."""
-    if frames > 1 or cls.__name__ not in engine.BLENDED:
+    if frames > 1 or cls.__name__ not in BLENDED:
         return None
     made = json.loads(config)
     print_of = Blueprint(cls.__name__, cls, {"vae": Part(cls, made)}, None, width, height)
@@ -77,7 +79,7 @@ def _foreseen(cls: type, config: str, height: int, width: int, frames: int) -> t
         vae = fakes.pipe.components["vae"]
         weights = sum(p.numel() * p.element_size() for p in vae.parameters())
         px = inputs.factor(print_of.parts["vae"])
-        exact = engine.exact_of(vae, "decode")
+        exact = seams.exact_of(vae, "decode")
         import torch
 
         latents = torch.empty(1, made["latent_channels"], height // px, width // px)
@@ -101,12 +103,12 @@ def exact_vae(pipe: Any, target: Target, plan: str = "fast", budget: str = "") -
     plan: fast, small or smallest, what of the decode is stored and what is computed again; budget: "1GiB", the fastest
     plan within so many bytes, beside weights and the pictures that are done.
     """
-    with engine.exactly(pipe.vae, "decode", bytes_of(budget) if budget else None) as exact:
+    with seams.exactly(pipe.vae, "decode", bytes_of(budget) if budget else None) as exact:
         exact.share = SHARES[plan]
         yield Proof(lambda: _said(exact), begin=lambda pipe: exact.used.clear())
 
 
-def _said(exact: engine.Exact) -> str:
+def _said(exact: Exact) -> str:
     if not exact.used:
         return ""
     passes = [len(task.strips) for task in exact.used[0].tasks if task.order]
@@ -131,7 +133,7 @@ def _no_tiles(target: Target) -> str | None:
     if target.vae is None:
         return "this pipeline has no VAE"
     name = target.vae.cls.__name__
-    return None if name in engine.BLENDED else f"Safelight does not cut {name} into tiles: vae-tiling may"
+    return None if name in BLENDED else f"Safelight does not cut {name} into tiles: vae-tiling may"
 
 
 def _grid(target: Target, tile_px: int, overlap: float) -> tiles.Grid:
@@ -161,12 +163,13 @@ def _blended_predict(cost: Cost, target: Target, tile_px: int, overlap: float) -
 )
 def blended_vae(pipe: Any, target: Target, tile_px: int = 512, overlap: float = 0.25) -> Iterator[Proof]:
     """Decode in equal tiles with cosine ramps, blended in place: what diffusers' tiling does, in less time."""
-    with engine.blending(pipe.vae, tile_px, overlap) as counts:
-        yield Proof(lambda: _tiles_said(counts, tile_px), begin=lambda pipe: counts.clear())
+    with blending(pipe.vae, tile_px, overlap) as tiled:
+        yield Proof(lambda: _tiles_said(tiled), begin=lambda pipe: tiled.counts.clear())
 
 
-def _tiles_said(counts: list[int], tile_px: int) -> str:
-    return f"{sum(counts)} tiles of {tile_px} px at most" if sum(counts) > len(counts) else ""
+def _tiles_said(tiled: Blending) -> str:
+    count = sum(tiled.counts)
+    return f"{count} tiles of {tiled.tile_px} px at most" if count > len(tiled.counts) else ""
 
 
 def _exact_here(target: Target) -> bool:

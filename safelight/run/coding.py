@@ -34,23 +34,19 @@ PERCENT = 100
 class Engine(Protocol):
     """What of safelight.vae.engine is used: latents as the VAE has them, pictures (1, 3, height, width) in -1..1."""
 
-    def encode(self, vae: Any, pictures: "Tensor", *, budget_bytes: int | None, how: str) -> "Tensor": ...
+    def encode(self, pictures: "Tensor") -> "Tensor": ...
 
-    def decode(
-        self, vae: Any, latents: "Tensor", *, budget_bytes: int | None, how: str, sink: Sink | None
-    ) -> "Tensor | None": ...
+    def decode(self, latents: "Tensor", sink: Sink | None) -> "Tensor | None": ...
 
 
 @dataclass(frozen=True, slots=True)
 class Coder:
-    """A VAE on its device, and how it shall be run. report: (stage, done, of how many), as in run/generate.py."""
+    """A VAE on its device, and what runs it. report: (stage, done, of how many), as in run/generate.py."""
 
     vae: Any
     loaded: Loaded
     device: Device
     engine: Engine
-    how: str = "auto"
-    budget_bytes: int | None = None
     report: Callable[[str, int, int], None] = lambda stage, done, total: None
 
     @property
@@ -148,7 +144,7 @@ def _encoded(work: _Work, pixels: "ndarray") -> "Tensor":
     coder = work.coder
     pictures = picture_files.as_tensor(pixels, coder.dtype, coder.factor).to(coder.device.torch_name)
     work.clock.switch("encode")
-    return coder.engine.encode(coder.vae, pictures, budget_bytes=coder.budget_bytes, how=coder.how)
+    return coder.engine.encode(pictures)
 
 
 def decode(coder: Coder, source: Path, name: Callable[[int], Sequence[Path]]) -> Coded:
@@ -232,6 +228,6 @@ def _decoded(
     with picture_files.writer_of(path)(path, width, height) as file:
         canvas = _Canvas(work, file, original)
         work.clock.switch("decode")
-        coder.engine.decode(coder.vae, values, budget_bytes=coder.budget_bytes, how=coder.how, sink=canvas)
+        coder.engine.decode(values, canvas)
         work.clock.switch("write")
     return canvas

@@ -1,227 +1,145 @@
 """Pictures to latents and back in as much memory as there is: whole, exact in strips, or in blended tiles.
 
 Comes in: a VAE of diffusers and a tensor. Goes out: what the VAE itself would have made, or its rows. The exact way is
-the usual one, as it is the fastest too; tiles are blended only where it is asked for, or where the module cannot be
-walked and an approximation is allowed.
+the usual one, as it is the fastest too; tiles are blended only where an approximation is allowed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from safelight.errors import UsageError
-from safelight.probe.blueprint import Part
-from safelight.simulate import inputs
-from safelight.vae import tiles
-from safelight.vae.blended import blended
+from safelight.errors import OutOfMemory, SafelightError, UsageError
+from safelight.vae import seams
+from safelight.vae.blending import BLENDED, Blending
 from safelight.vae.exact import Sink
 from safelight.vae.graph import CannotWalk
 from safelight.vae.running import Exact
 
 HOW = ("auto", "whole", "exact", "blended")
+FIDELITIES = ("exact", "rounding", "approximate")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True, slots=True)
-class Seam:
-    """Where a VAE class is cut. module: its part, "" for itself. method: of that, is replaced; takes a tensor first.
+@dataclass
+class Engine:
+    """How a VAE is run, with the plans that were made for it: one for many pictures.
 
-    call: gives, for a VAE, what runs `module` on one tensor, where that is not the module's own forward.
-    together: a batch is the frames of one video.
+    budget_bytes: beside weights and what is given; None for no limit. how: of HOW; "auto" is decided by `fidelity`:
+
+    - "exact": whole, the same bits.
+    - "rounding": in strips; whole where the VAE cannot be walked and there is no budget.
+    - "approximate": in strips; in blended tiles where the VAE cannot be walked, or no exact plan fits the budget.
+
+    precision: of PRECISIONS, what the VAE computes in meanwhile, and what is given back; None for its own. In place of
+    float16 that is float32 inside where float16 would be slow (on a CPU) or overflow (`force_upcast` in its config,
+    whole and in tiles; strips scale what overflows, see fp16.py).
     """
 
-    module: str
-    method: str
-    call: Callable[[Any], Callable[[Any], Any]] | None = None
-    together: bool = False
+    vae: Any
+    budget_bytes: int | None = None
+    how: str = "auto"
+    fidelity: str = "rounding"
+    precision: str | None = None
+    _exact: dict[str, Exact] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("way", self.how, HOW),
+            ("fidelity", self.fidelity, FIDELITIES),
+            ("precision", self.precision or PRECISIONS[0], PRECISIONS),
+        ):
+            if value not in known:
+                raise UsageError(f"{value!r} is no {name} of a VAE: {', '.join(known)} are there")
+        if self.budget_bytes is not None and self._ways() == ("whole",):
+            raise UsageError("a VAE that is run whole keeps no budget: give none, or let it run in strips")
+
+    def decode(self, latents: Any, sink: Sink | None = None) -> Any:
+        """latents: (batch, channels, [frames,] height, width), unscaled, as `vae.decode` takes them.
+
+        sink: takes (first row, rows) in the picture's order instead of the result, for pictures that do not fit in
+        memory. Returns (batch, 3, [frames,] height, width), about -1 to 1; None with a sink. What is not a number is
+        computed again in float32, unless rows of it are gone to a sink.
+
+        Raises OutOfMemory for too small a budget, saying what the least is, CannotWalk for how="exact",
+        SafelightError for a result that is not a number in float32 either.
+        """
+        return self._guarded("decode", latents, sink)
+
+    def encode(self, pictures: Any) -> Any:
+        """pictures: (batch, 3, [frames,] height, width), -1 to 1. Returns unscaled latents, the mode if they vary."""
+        return self._guarded("encode", pictures, None)
+
+    def _guarded(self, what: str, given: Any, sink: Sink | None) -> Any:
+        import torch
+
+        with torch.no_grad():
+            if sink is not None:
+                return self._coded(what, given, checked(sink), self.precision)
+            made = self._coded(what, given, None, self.precision)
+            if is_finite(made):
+                return made
+            if made.dtype != torch.float32 and self.precision is None and is_finite(given):
+                made = self._coded(what, given, None, "float32").to(made.dtype)
+            if not is_finite(made):
+                raise SafelightError(f"what the VAE {what}s is not a number, in {_named(made.dtype)}")
+            return made
+
+    def _coded(self, what: str, given: Any, sink: Sink | None, precision: str | None) -> Any:
+        for way in self._ways():
+            try:
+                return self._one_way(way, what, given, sink, precision)
+            except (CannotWalk, OutOfMemory) as error:
+                if way != "exact" or not self._may_go_on(error):
+                    raise
+        raise AssertionError("the last way raises or returns")
+
+    def _ways(self) -> tuple[str, ...]:
+        if self.how != "auto":
+            return (self.how,)
+        return {"exact": ("whole",), "rounding": ("exact", "whole"), "approximate": ("exact", "blended")}[self.fidelity]
+
+    def _may_go_on(self, error: SafelightError) -> bool:
+        """With the next way of "auto", once there is no exact plan, or none that fits. Nothing is in a sink yet."""
+        if self.how != "auto":
+            return False
+        if self.fidelity == "approximate":
+            return type(self.vae).__name__ in BLENDED
+        return self.budget_bytes is None and isinstance(error, CannotWalk)
+
+    def _one_way(self, way: str, what: str, given: Any, sink: Sink | None, precision: str | None) -> Any:
+        import torch
+
+        own = given.dtype
+        with ExitStack() as stack:
+            if name := precision or _instead_of_float16(self.vae, given, way):
+                stack.enter_context(computing_in(self.vae, getattr(torch, name)))
+                given = given.to(getattr(torch, name))
+            asked = given.dtype if precision else own
+            if way == "whole":
+                made = _native(self.vae, what, given)
+                if sink is not None:
+                    sink(0, made)
+            else:
+                run = self._strips(what) if way == "exact" else Blending(self.vae, what, budget_bytes=self.budget_bytes)
+                stack.enter_context(seams.running(self.vae, what, run, sink=sink))
+                made = _native(self.vae, what, given)
+            return None if sink is not None else made.to(asked)
+
+    def _strips(self, what: str) -> Exact:
+        if what not in self._exact:
+            self._exact[what] = seams.exact_of(self.vae, what, self.budget_bytes)
+        return self._exact[what]
 
 
-def _own(name: str) -> Callable[[Any], Callable[[Any], Any]]:
-    """The VAE's own method on the whole video, as its class has it."""
-    return lambda vae: lambda given: _plain(getattr(type(vae), name)(vae, given))
+def decode(vae: Any, latents: Any, *, sink: Sink | None = None, **how: Any) -> Any:
+    """Engine.decode, for one call. how: what an Engine takes."""
+    return Engine(vae, **how).decode(latents, sink)
 
 
-def _plain(made: Any) -> Any:
-    import torch
-
-    return made if isinstance(made, torch.Tensor) else made[0]
-
-
-DECODER, ENCODER = Seam("decoder", "forward"), Seam("encoder", "forward")
-# video VAEs that call their decoder frame by frame, with what it remembers
-STREAMED = (
-    "AutoencoderKLWan",
-    "AutoencoderKLQwenImage",
-    "AutoencoderKLCogVideoX",
-    "AutoencoderKLMochi",
-    "AutoencoderKLMagvit",
-)
-SEAMS: Mapping[str, Mapping[str, Seam]] = {
-    "AutoencoderKLTemporalDecoder": {"decode": Seam("decoder", "forward", together=True)},
-    **{
-        name: {"decode": Seam("", "_decode", _own("_decode")), "encode": Seam("", "_encode", _own("_encode"))}
-        for name in STREAMED
-    },
-}
-
-
-def seam(vae: Any, what: str) -> Seam:
-    """what: "decode" or "encode"."""
-    return SEAMS.get(type(vae).__name__, {}).get(what) or {"decode": DECODER, "encode": ENCODER}[what]
-
-
-def exact_of(vae: Any, what: str, budget_bytes: int | None = None) -> Exact:
-    """Raises CannotWalk for a VAE without such a part."""
-    cut = seam(vae, what)
-    module = getattr(vae, cut.module, None) if cut.module else vae
-    if module is None:
-        raise CannotWalk(f"{type(vae).__name__} has no {cut.module}")
-    # the forward that is there now, as it may be replaced by what is made here
-    return Exact(module, module.forward if cut.call is None else cut.call(vae), budget_bytes, cut.together)
-
-
-@contextmanager
-def exactly(
-    vae: Any, what: str = "decode", budget_bytes: int | None = None, sink: Sink | None = None
-) -> Iterator[Exact]:
-    """While this is open, the VAE decodes (or encodes) in strips, whoever calls it."""
-    cut = seam(vae, what)
-    exact = exact_of(vae, what, budget_bytes)
-    owner = getattr(vae, cut.module) if cut.module else vae
-
-    def instead(given: Any, *args: Any, **kwargs: Any) -> Any:
-        from diffusers.models.autoencoders.vae import DecoderOutput
-
-        made = exact(given, *args, sink=sink, **kwargs)
-        return DecoderOutput(sample=made) if cut.method == "_decode" else made
-
-    with _replaced(owner, cut.method, instead), _untiled(vae):
-        yield exact
-
-
-@contextmanager
-def _replaced(owner: Any, method: str, instead: Any) -> Iterator[None]:
-    """A method of one object, not of its class."""
-    before = vars(owner).get(method)
-    setattr(owner, method, instead)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, method)
-        else:
-            setattr(owner, method, before)
-
-
-@contextmanager
-def _untiled(vae: Any) -> Iterator[None]:
-    """diffusers' own tiles would each be decoded exactly, and blended."""
-    tiled = getattr(vae, "use_tiling", False)
-    if tiled:
-        vae.use_tiling = False
-    try:
-        yield
-    finally:
-        if tiled:
-            vae.use_tiling = True
-
-
-def decode(
-    vae: Any,
-    latents: Any,
-    *,
-    budget_bytes: int | None = None,
-    how: str = "auto",
-    sink: Sink | None = None,
-) -> Any:
-    """latents: (batch, channels, [frames,] height, width), unscaled, as `vae.decode` takes them.
-
-    how: of HOW; "auto" is exact, and blended where the VAE cannot be walked. sink: takes (first row, rows) in the
-    picture's order instead of the result, for pictures that do not fit in memory. budget_bytes: beside weights and
-    latents. Returns (batch, 3, [frames,] height, width), about -1 to 1, in the VAE's dtype; None with a sink.
-    Raises OutOfMemory for too small a budget, saying what the least is, CannotWalk for how="exact".
-    """
-    return _coded(vae, "decode", latents, budget_bytes, how, sink)
-
-
-def encode(vae: Any, pictures: Any, *, budget_bytes: int | None = None, how: str = "auto") -> Any:
-    """pictures: (batch, 3, [frames,] height, width), -1 to 1. Returns unscaled latents, the mode where they vary."""
-    return _coded(vae, "encode", pictures, budget_bytes, how, None)
-
-
-def _coded(vae: Any, what: str, given: Any, budget_bytes: int | None, how: str, sink: Sink | None) -> Any:
-    if how not in HOW:
-        raise UsageError(f"{how!r} is no way to {what}: {', '.join(HOW)} are there")
-    import torch
-
-    with torch.no_grad():
-        if how == "whole":
-            return _handed(_native(vae, what, given), sink)
-        if how == "blended":
-            return _blended(vae, what, given, sink)
-        try:
-            with exactly(vae, what, budget_bytes, sink):
-                made = _native(vae, what, given)
-        except CannotWalk:
-            if how == "exact" or type(vae).__name__ not in BLENDED:
-                raise
-            return _blended(vae, what, given, sink)
-        return None if sink is not None else made
-
-
-# whose decoders and encoders take a tile by itself
-BLENDED = (
-    "AutoencoderKL",
-    "AutoencoderKLFlux2",
-    "AutoencoderTiny",
-    "AutoencoderDC",
-    "AsymmetricAutoencoderKL",
-    "VQModel",
-)
-TILE_PX, OVERLAP = 512, 0.25
-
-
-@contextmanager
-def blending(vae: Any, tile_px: int = TILE_PX, overlap: float = OVERLAP, what: str = "decode") -> Iterator[list[int]]:
-    """While this is open, the VAE decodes (or encodes) in blended tiles, whoever calls it; gives how many each time.
-
-    Raises UsageError.
-    """
-    cut = seam(vae, what)
-    if type(vae).__name__ not in BLENDED:
-        raise UsageError(f"{type(vae).__name__} cannot be cut into tiles by itself: {', '.join(BLENDED)} can")
-    owner = getattr(vae, cut.module)
-    run = getattr(owner, cut.method)
-
-    counts: list[int] = []
-
-    def instead(given: Any, *_: Any, **__: Any) -> Any:
-        made, count = _in_tiles(vae, run, given, what, tile_px, overlap)
-        counts.append(count)
-        return made
-
-    with _replaced(owner, cut.method, instead), _untiled(vae):
-        yield counts
-
-
-def _in_tiles(
-    vae: Any, run: Callable[[Any], Any], given: Any, what: str, tile_px: int, overlap: float
-) -> tuple[Any, int]:
-    """The result, and of how many tiles."""
-    factor = inputs.factor(Part(type(vae), vae.config))
-    tile = max(1, tile_px // factor)
-    small = [side if what == "decode" else side // factor for side in given.shape[-2:]]
-    if max(small) <= tile:
-        return run(given), 1
-    grid = tiles.grid(small[0], small[1], tile, round(overlap * tile), even=True)
-    scale = Fraction(factor) if what == "decode" else Fraction(1, factor)
-    return blended(run, given, grid, scale=scale).to(given.dtype), len(grid)
-
-
-def _blended(vae: Any, what: str, given: Any, sink: Sink | None) -> Any:
-    with blending(vae, what=what):
-        return _handed(_native(vae, what, given), sink)
+def encode(vae: Any, pictures: Any, **how: Any) -> Any:
+    """Engine.encode, for one call. how: what an Engine takes."""
+    return Engine(vae, **how).encode(pictures)
 
 
 def _native(vae: Any, what: str, given: Any) -> Any:
@@ -230,11 +148,51 @@ def _native(vae: Any, what: str, given: Any) -> Any:
     if what == "decode":
         return vae.decode(given, return_dict=False)[0]
     made = vae.encode(given, return_dict=False)[0]
-    return made if isinstance(made, torch.Tensor) else made.mode()
+    return made if isinstance(made, torch.Tensor) or made is None else made.mode()
 
 
-def _handed(made: Any, sink: Sink | None) -> Any:
-    if sink is None:
-        return made
-    sink(0, made)
-    return None
+# -- number formats ----------------------------------------------------------------------------------------------------
+
+
+def _instead_of_float16(vae: Any, given: Any, way: str) -> str | None:
+    import torch
+
+    if given.dtype != torch.float16:
+        return None
+    overflows = way != "exact" and getattr(vae.config, "force_upcast", False)
+    return "float32" if given.device.type == "cpu" or overflows else None
+
+
+@contextmanager
+def computing_in(vae: Any, dtype: Any) -> Iterator[None]:
+    """Its weights in `dtype` meanwhile; afterwards they are the same tensors as before."""
+    before = [(tensor, tensor.data) for tensor in (*vae.parameters(), *vae.buffers()) if tensor.is_floating_point()]
+    try:
+        for tensor, data in before:
+            tensor.data = data.to(dtype)
+        yield
+    finally:
+        for tensor, data in before:
+            tensor.data = data
+
+
+def checked(sink: Sink) -> Sink:
+    """Takes no rows that are not numbers, and says so. Raises SafelightError."""
+
+    def take(first_row: int, rows: Any) -> None:
+        if not is_finite(rows):
+            raise SafelightError(f"row {first_row} of the picture is not a number in {_named(rows.dtype)}: try float32")
+        sink(first_row, rows)
+
+    return take
+
+
+def is_finite(made: Any) -> bool:
+    """Without a tensor of its size beside it, where it is."""
+    import torch
+
+    return bool(made.sum(dtype=torch.float32).isfinite()) or bool(made.isfinite().all())
+
+
+def _named(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")

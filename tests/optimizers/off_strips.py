@@ -3,7 +3,7 @@
 from contextlib import contextmanager, nullcontext
 
 from safelight.optimizers.registry import swapped
-from safelight.vae import engine
+from safelight.vae import seams
 
 WRITTEN = {"blended-vae": "blended-vae=16"}
 
@@ -11,7 +11,7 @@ WRITTEN = {"blended-vae": "blended-vae=16"}
 @contextmanager
 def nothing_is_replaced():
     """The VAE keeps its own forward."""
-    with swapped(engine, _replaced=lambda owner, method, instead: nullcontext()):
+    with swapped(seams, _replaced=lambda owner, method, instead: nullcontext()):
         yield
 
 

@@ -55,7 +55,9 @@ def test_the_bytes_it_takes_are_those_that_are_said(queries):
     chunked = attention._chunked(node(tensors))
     trace = record(lambda: attention.attention(*tensors), tensors)
     given_bytes, small = sum(t.nbytes for t in tensors), queries * 300 + 2**17  # sums of rows
-    assert trace.peak_bytes - given_bytes - tensors[0].nbytes == pytest.approx(attention.beside_bytes(chunked), abs=small)
+    assert trace.peak_bytes - given_bytes - tensors[0].nbytes == pytest.approx(
+        attention.beside_bytes(chunked), abs=small
+    )
 
 
 def test_a_mask_narrow_heads_and_other_dtypes_are_left_to_torch():

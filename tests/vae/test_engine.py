@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from safelight.errors import OutOfMemory, UsageError
-from safelight.vae import engine, running
-from safelight.vae.engine import decode, encode, exactly
+from safelight.errors import OutOfMemory, SafelightError, UsageError
+from safelight.vae import running
+from safelight.vae.blending import blending
+from safelight.vae.engine import Engine, decode, encode
 from safelight.vae.graph import CannotWalk
 from safelight.vae.running import Exact
+from safelight.vae.seams import exact_of, exactly
 
 EXACT = {"rtol": 0, "atol": 5e-5}
 LATENTS = torch.randn(1, 4, 20, 14, generator=torch.Generator().manual_seed(0))
@@ -81,7 +83,7 @@ def test_any_budget_above_the_least_is_kept_and_changes_nothing(over, height, wi
 
 def test_a_budget_below_the_least_says_what_the_least_is(vae):
     large = torch.randn(1, 4, 128, 128)
-    exact = engine.exact_of(vae, "decode")
+    exact = exact_of(vae, "decode")
     least = exact.plans(large)[0].peak_bytes
     with pytest.raises(OutOfMemory) as error:
         decode(vae, large, budget_bytes=2**20, how="exact")
@@ -101,6 +103,108 @@ def test_a_smaller_budget_never_gives_a_plan_of_more_bytes_or_less_work(budgets)
 
 LARGER = torch.zeros(1, 4, 64, 48)
 EXACT_OF_64 = Exact(tiny_vaes.kl((8, 16, 16)).decoder, strip_bytes=2**15)
+
+
+# -- which way ---------------------------------------------------------------------------------------------------------
+
+
+def unwalkable(vae):
+    vae.decoder = Strange(lambda x: nn.functional.interpolate(x, scale_factor=32.0).cumsum(2)).eval()
+    vae.config["block_out_channels"] = [1] * 6  # a factor of 32
+    return vae
+
+
+def test_what_cannot_be_walked_is_whole_and_tiled_only_where_that_is_allowed(vae):
+    made = decode(unwalkable(vae), LATENTS)
+    assert torch.equal(made, decode(vae, LATENTS, how="whole"))
+    with pytest.raises(CannotWalk):
+        decode(vae, LATENTS, budget_bytes=2**30)
+
+
+def test_no_exact_plan_within_the_budget_is_tiles_only_where_that_is_allowed(vae):
+    large = torch.randn(1, 4, 300, 300)
+    budget = int(0.8 * exact_of(vae, "decode").plans(large)[0].peak_bytes)
+    with pytest.raises(OutOfMemory, match="the least is"):
+        decode(vae, large, budget_bytes=budget)
+    made = decode(vae, large, budget_bytes=budget, fidelity="approximate")
+    assert made.shape == (1, 3, 600, 600) and not torch.equal(made, decode(vae, large))
+
+
+def test_tiles_are_halved_until_they_fit_and_too_little_says_so(vae):
+    large = torch.randn(1, 4, 300, 300)
+    with blending(vae) as tiled, torch.no_grad():
+        vae.decode(large)
+        tiled.budget_bytes = tiled.peak_bytes(large, tiled.grid(large)) - 1
+        vae.decode(large)
+    assert 1 < tiled.counts[0] < tiled.counts[1]
+    with pytest.raises(OutOfMemory, match=r"1 MiB is too little for tiles of 16 px: \d+ MiB do"):
+        decode(vae, large, how="blended", budget_bytes=2**20)
+
+
+def test_a_tile_that_cannot_be_walked_is_decoded_by_the_vae_itself(vae):
+    wide = torch.randn(1, 4, 20, 24)
+    with blending(unwalkable(vae), 512) as tiled, torch.no_grad():
+        assert vae.decode(wide).sample.shape == (1, 32, 640, 768)
+    assert tiled.counts == [4]
+
+
+def test_the_same_bits_are_asked_for_by_name_and_keep_no_budget(vae):
+    assert torch.equal(decode(vae, LATENTS, fidelity="exact"), decode(vae, LATENTS, how="whole"))
+    for asked in ({"fidelity": "exact"}, {"how": "whole"}):
+        with pytest.raises(UsageError, match="keeps no budget"):
+            decode(vae, LATENTS, budget_bytes=2**30, **asked)
+
+
+def test_plans_are_made_once_for_pictures_of_one_size(vae):
+    ours = Engine(vae)
+    first = ours.decode(LATENTS)
+    plans = ours._exact["decode"]._plans
+    known = dict(plans)
+    assert torch.equal(ours.decode(LATENTS), first) and plans == known and len(known) == 1
+
+
+# -- number formats ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["exact", "whole", "blended"])
+def test_the_vae_computes_in_the_precision_that_is_asked_for_and_keeps_its_own(vae, how):
+    before = {name: (weight, weight.data_ptr()) for name, weight in vae.named_parameters()}
+    made = decode(vae, LATENTS, how=how, precision="bfloat16")
+    assert made.dtype == torch.bfloat16
+    assert {name: (weight, weight.data_ptr()) for name, weight in vae.named_parameters()} == before
+    expected = decode(copy.deepcopy(vae).bfloat16(), LATENTS.bfloat16(), how=how)
+    assert torch.equal(made, expected)
+
+
+def test_float16_on_a_cpu_is_computed_in_float32_and_given_back_as_it_was(vae):
+    halved = copy.deepcopy(vae).half()
+    made = decode(halved, LATENTS.half())
+    expected = decode(halved.float(), LATENTS.half().float())
+    assert made.dtype == torch.float16 and torch.equal(made, expected.half())
+    assert encode(copy.deepcopy(vae).half(), PICTURE.half()).dtype == torch.float16
+
+
+def test_what_is_not_a_number_is_computed_again_in_float32(vae):
+    large = 1e38 * LATENTS  # 4e38 is inf in bfloat16, too
+    vae.decoder = Strange(lambda x: nn.functional.pixel_shuffle(x, 2) if x.dtype == torch.float32 else x / 0).eval()
+    made = decode(vae.bfloat16(), LATENTS.bfloat16(), how="whole")
+    assert made.dtype == torch.bfloat16 and made.isfinite().all()
+    with pytest.raises(SafelightError, match="decodes is not a number, in float32"):
+        decode(vae.float(), large * 10, how="whole")
+
+
+def test_rows_that_are_not_numbers_do_not_reach_a_sink(vae):
+    taken = []
+    vae.decoder = Strange(lambda x: x / 0).eval()
+    with pytest.raises(SafelightError, match="row 0 of the picture is not a number in float32"):
+        decode(vae, LATENTS, how="whole", sink=lambda *rows: taken.append(rows))
+    assert not taken
+
+
+@pytest.mark.parametrize("asked", [{"precision": "int8"}, {"fidelity": "lossy"}])
+def test_an_unknown_precision_or_fidelity_is_refused_with_the_known_ones(vae, asked):
+    with pytest.raises(UsageError, match=r"is no (precision|fidelity) of a VAE: .* are there"):
+        decode(vae, LATENTS, **asked)
 
 
 # -- what is left behind -----------------------------------------------------------------------------------------------
@@ -143,7 +247,7 @@ def test_a_forward_that_somebody_else_put_there_is_put_back(vae):
 # -- a sink ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["exact", "whole"])
+@pytest.mark.parametrize("how", ["exact", "whole", "blended"])
 def test_a_sink_gets_every_row_once_in_order_and_they_are_the_picture(vae, how):
     taken = []
     assert decode(vae, LATENTS, how=how, sink=lambda row, rows: taken.append((row, rows.clone()))) is None
@@ -188,7 +292,7 @@ def test_no_gradient_is_kept_even_where_gradients_are_on(vae):
 
 
 def test_an_unknown_way_is_refused_with_the_known_ones(vae):
-    with pytest.raises(UsageError, match="'quick' is no way to decode: auto, whole, exact, blended"):
+    with pytest.raises(UsageError, match="'quick' is no way of a VAE: auto, whole, exact, blended"):
         decode(vae, LATENTS, how="quick")
 
 
@@ -233,4 +337,4 @@ def test_an_operator_without_rows_at_latent_size_is_done_at_once(vae):
 
 def test_a_vae_without_such_a_part_is_refused():
     with pytest.raises(CannotWalk, match="Linear has no decoder"):
-        engine.exact_of(nn.Linear(1, 1), "decode")
+        exact_of(nn.Linear(1, 1), "decode")

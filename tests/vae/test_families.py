@@ -7,7 +7,8 @@ import torch
 from safelight.optimizers.strips import EXACT
 from safelight.probe.blueprint import Part
 from safelight.simulate import inputs
-from safelight.vae import engine
+from safelight.vae import engine, seams
+from safelight.vae.blending import BLENDED
 
 TWO = {"down_block_types": ("DownEncoderBlock2D",) * 2, "block_out_channels": (32, 32)}
 UP = {"up_block_types": ("UpDecoderBlock2D",) * 2}
@@ -81,13 +82,13 @@ def test_strips_are_equal_to_the_whole(name, config, latents, pictures):
                 return engine.encode(vae, given, how="whole")
 
             whole = run()
-            with engine.exactly(vae, what) as exact:
+            with seams.exactly(vae, what) as exact:
                 made = run()
             assert exact.used and whole.std() > 0.1
             torch.testing.assert_close(made, whole, atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", engine.BLENDED)
+@pytest.mark.parametrize("name", BLENDED)
 def test_the_factor_of_what_is_cut_into_tiles_is_known_from_its_config(name):
     vae = getattr(diffusers, name)(**{row[0]: row[1] for row in FAMILIES}.get(name, {}))
     factor = inputs.factor(Part(type(vae), vae.config))
