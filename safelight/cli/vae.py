@@ -17,7 +17,7 @@ from safelight.report.terminal import harmless, mib, progress, say
 if TYPE_CHECKING:
     from safelight.run.coding import Coded, Coder
 
-HOWS = ("auto", "whole", "exact", "blended")
+HOWS = ("auto", "whole", "exact", "fast", "blended")
 FIDELITIES = ("exact", "rounding", "approximate")
 PICTURES = (".png", ".tif", ".tiff")  # what is written
 LATENTS = (".safetensors",)
@@ -30,7 +30,10 @@ FLAGS = (
         "--budget", metavar="SIZE", help="What it may take beside the weights: 2GiB; all there is by default."
     ),
     click.option(
-        "--how", metavar="|".join(HOWS), default="auto", help="whole and exact give the same; blended is near."
+        "--how",
+        metavar="|".join(HOWS),
+        default="auto",
+        help="whole and exact give the same; fast is near, blended less.",
     ),
     click.option(
         "--fidelity",

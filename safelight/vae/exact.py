@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 from safelight.vae.graph import WEIGHT, Made, Node, replaced
-from safelight.vae.passes import Hull, Task, can_be_written_over, hulls
+from safelight.vae.passes import Hull, Sampling, Task, can_be_written_over, hulls
 from safelight.vae.plan import Arena, Schedule
 from safelight.vae.row import Row
 from safelight.vae.stats import Statistics
@@ -38,11 +38,15 @@ IN_PLACE = (
 
 @dataclass
 class Run:
-    """One picture's. weights: the module's tensors by name. sink: takes the result's rows instead of a tensor of it."""
+    """One picture's. weights: the module's tensors by name. sink: takes the result's rows instead of a tensor of it.
+
+    pooled: the items of a batch have their statistics in common.
+    """
 
     schedule: Schedule
     weights: Mapping[str, Any]
     sink: Sink | None = None
+    pooled: bool = False
     values: dict[Node, Any] = field(default_factory=dict)
     statistics: dict[Node, Statistics] = field(default_factory=dict)
     prepared: dict[Node, Any] = field(default_factory=dict)
@@ -55,6 +59,8 @@ class Run:
         self.values.update(zip(self.schedule.rows.graph.inputs, inputs, strict=True))
         for number, task in enumerate(self.schedule.tasks):
             self._do(task)
+            if (sampling := self.schedule.rows.sampling) is not None and task.node is sampling.at:
+                self._sample(sampling)
             self._forget(number)
         return self.values.get(self.schedule.rows.graph.output)
 
@@ -67,6 +73,16 @@ class Run:
         if task.counted and not task.order:
             statistics = self._counting(node)
             statistics.add(self.values[node])
+
+    def _sample(self, sampling: Sampling) -> None:
+        """Statistics of crops for those of the whole."""
+        import torch
+
+        whole, side = self.values[sampling.at], sampling.side
+        cut = torch.cat([whole[..., top : top + side, left : left + side] for top, left in sampling.places])
+        part = Run(sampling.schedule, self.weights, pooled=True)
+        part.of(cut)
+        self.statistics.update({node: part.statistics[twin] for node, twin in sampling.twins.items()})
 
     def _at_once(self, node: Node) -> Any:
         function, given = node.function, replaced(node.args, self.read)
@@ -97,7 +113,7 @@ class Run:
         return self.prepared[node]
 
     def _counting(self, node: Node) -> Statistics:
-        made = Statistics(node.shape[0], node.shape[1], self.device)
+        made = Statistics(node.shape[0], node.shape[1], self.device, self.pooled)
         self.statistics[node] = made
         return made
 
@@ -270,8 +286,9 @@ class Pass:
         rows = self._read(given, row, a, b)
         mean, variance = self.run.statistics[given].groups(groups)
         weight, bias = (None if part is None else self.run.weight(part).float() for part in (weight, bias))
-        items = [
-            torch.nn.functional.batch_norm(item, mean[number], variance[number], weight, bias, False, 0.0, eps)
-            for number, item in enumerate(rows.split(1))
-        ]
-        return items[0] if len(items) == 1 else torch.cat(items)
+        if self.run.pooled or len(rows) == 1:
+            return torch.nn.functional.batch_norm(rows, mean[0], variance[0], weight, bias, False, 0.0, eps)
+        made = torch.empty_like(rows)
+        for item, into, *statistics in zip(rows.split(1), made.split(1), mean, variance, strict=True):
+            into.copy_(torch.nn.functional.batch_norm(item, *statistics, weight, bias, False, 0.0, eps))
+        return made

@@ -7,20 +7,44 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safelight.vae.graph import Graph, Node
 from safelight.vae.row import Row, Span
 from safelight.vae.rows import row_of
 
+if TYPE_CHECKING:
+    from safelight.vae.plan import Schedule
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Statistics that come from crops (sampling.py). at: what crops are cut from. twins: of each node that is
+    normalized the one in the crops' graph. schedule: of that graph, which begins with the crops. places: (top, left) of
+    each crop, side: its rows and columns."""
+
+    at: Node
+    twins: Mapping[Node, Node]
+    schedule: "Schedule"
+    places: Sequence[tuple[int, int]]
+    side: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of the crops and all that is computed of them."""
+        crop = self.at.shape[1] * self.side**2 * int(self.at.dtype.itemsize)
+        return len(self.places) * crop + self.schedule.peak_bytes
+
 
 @dataclass(frozen=True)
 class Rows:
-    """A graph and its operators' rows. whole: nodes that are needed as a whole by somebody."""
+    """A graph and its operators' rows. whole: nodes that are needed as a whole by somebody. sampling: of statistics
+    that are not counted."""
 
     graph: Graph
     row: Mapping[Node, Row | None]
     whole: frozenset[Node]
+    sampling: Sampling | None = None
     known: dict[Any, Any] = field(default_factory=dict)  # passes, which many plans share
 
     @cached_property
@@ -29,8 +53,9 @@ class Rows:
 
     @cached_property
     def normed(self) -> frozenset[Node]:
-        """Whose mean and variance are asked for."""
-        return frozenset(row.norm for row in self.row.values() if row is not None and row.norm is not None)
+        """Whose mean and variance are to be counted."""
+        found = frozenset(row.norm for row in self.row.values() if row is not None and row.norm is not None)
+        return found if self.sampling is None else found - set(self.sampling.twins)
 
     @cached_property
     def storable(self) -> list[Node]:
@@ -162,13 +187,22 @@ def transient(rows: Rows, task: Task, strips: tuple[tuple[Span, Mapping[Node, Hu
         elif can_be_written_over(row) and (over := next((g for g in node.data if alive.get(g) == size), None)):
             alive[over] = 0
         alive[node] = size
-        joined = size - tails[node] if row.heavy and 0 < tails[node] < size else 0
-        most = max(most, prepared + sum(alive.values()) + joined + sum(tails.values()))
+        beside = size - tails[node] if row.heavy and 0 < tails[node] < size else 0
+        beside += _moved(rows, node, here)
+        most = max(most, prepared + sum(alive.values()) + beside + sum(tails.values()))
         if row.heavy:
             tails[node] = max(0, hull.high - following[node].low) * row_bytes(node, row) if following else 0
         for given in [given for given in alive if uses.get(given) is node]:
             del alive[given]
     return most
+
+
+def _moved(rows: Rows, node: Node, here: Mapping[Node, Hull]) -> int:
+    """Bytes of what a convolution reads of a batch: rows lie outermost in what is stored, and it wants pictures so."""
+    if node.op != "convolution" or node.shape[0] == 1 or (row := rows.row[node.args[0]]) is None:
+        return 0
+    hull = here[node.args[0]]
+    return (hull.high - hull.low) * row_bytes(node.args[0], row)
 
 
 def _row_bytes(rows: Rows, node: Node) -> int:

@@ -66,6 +66,7 @@ def schedule(rows: Rows, stored: frozenset[Node], strip_bytes: int) -> Schedule:
         peak = max(peak, held + beside + task.transient)
         alive = {node: size for node, size in alive.items() if last.get(node, -1) > number}
     work = sum(_work(rows, node) for task in tasks for node in task.order or (task.node,))
+    work += rows.sampling.schedule.work if rows.sampling is not None else 0
     return Schedule(rows, tasks, last, arenas, tuple(loads), peak, work)
 
 
@@ -84,7 +85,10 @@ def _tasks(rows: Rows, kept: frozenset[Node], strip_bytes: int) -> Iterator[Task
             elif counted:
                 yield Task(node, False, True, (), (node,), ((0, 1),))
         elif node in kept or counted or node is rows.graph.output:
-            yield replace(_passed(rows, kept, node, strip_bytes), stored=node in kept, counted=counted)
+            task = replace(_passed(rows, kept, node, strip_bytes), stored=node in kept, counted=counted)
+            if rows.sampling is not None and node is rows.sampling.at:
+                task = replace(task, transient=max(task.transient, rows.sampling.nbytes))
+            yield task
 
 
 def _passed(rows: Rows, kept: frozenset[Node], node: Node, strip_bytes: int) -> Task:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safelight.errors import OutOfMemory, UsageError
-from safelight.vae import attention, fp16, plan, search
+from safelight.vae import attention, fp16, plan, sampling, search
 from safelight.vae.exact import Run, Sink
 from safelight.vae.fold import folded
 from safelight.vae.graph import CannotWalk, Graph, record
@@ -22,12 +22,14 @@ class Exact:
 
     budget_bytes: of all that is computed beside weights, input and what earlier pictures of the batch have made; None
     takes the fastest plan. together: the pictures of a batch are frames of one video, and depend on each other.
+    sampled: an approximation, statistics of norms after the first upsampling are those of crops (sampling.py).
     """
 
     module: Any
     call: Callable[[Any], Any] | None = None
     budget_bytes: int | None = None
     together: bool = False
+    sampled: bool = False
     share: float = 1.0  # of the fastest plan's bytes that a plan may take; 0 is the smallest
     strip_bytes: int | None = None
     whole_work: float = 0.0  # multiply-adds of the module itself, known with its plans
@@ -76,18 +78,22 @@ class Exact:
                     raise OutOfMemory(message) from error
                 chosen = below[-1]
 
-    def _graph(self, item: Any, beside: "Beside") -> Graph:
-        """In float16 with values scaled that would overflow, as they do in a middle piece of the input."""
-        graph = self._recorded(item, beside)
+    def _graphs(self, items: Sequence[Any], beside: "Beside") -> list[Graph]:
+        """Of inputs of several shapes; in float16 with values scaled that would overflow in a middle piece of the
+        first. On a CPU with attention as it is fast there."""
+        graphs, item = [self._recorded(item, beside) for item in items], items[0]
+        if item.device.type == "cpu":
+            graphs = [attention.in_chunks(graph) for graph in graphs]
         if str(item.dtype) != "torch.float16" or is_fake(item):
-            return graph
+            return graphs
         piece = item
         for dim in (-2, -1):
             side = min(item.shape[dim], PIECE)
             piece = piece.narrow(dim, (item.shape[dim] - side) // 2, side)
         small = self._recorded(piece, beside)
         met = fp16.largest(small, self._weights(), piece, *beside.tensors)
-        return fp16.rescaled(graph, fp16.needed_powers(small, met))
+        powers = fp16.needed_powers(small, met)
+        return [fp16.rescaled(graph, powers) for graph in graphs]
 
     def _recorded(self, item: Any, beside: "Beside") -> Graph:
         call = self.call or self.module
@@ -111,11 +117,20 @@ class Exact:
         key = tuple(item.shape), item.dtype, item.device.type, dtypes, beside.key
         if key not in self._plans:
             strip = self.strip_bytes or plan.STRIP_BYTES.get(item.device.type, plan.STRIP_BYTES_ELSEWHERE)
-            graph = self._graph(item, beside)
-            graph = attention.in_chunks(graph) if item.device.type == "cpu" else graph
-            self._plans[key] = _plans(graph, strip)
-            self.whole_work = plan.whole_work(graph)
+            self._plans[key] = self._made(item, beside, strip)
         return self._plans[key]
+
+    def _made(self, item: Any, beside: "Beside", strip_bytes: int) -> list[Schedule]:
+        if not self.sampled:
+            (graph,) = self._graphs([item], beside)
+            self.whole_work = plan.whole_work(graph)
+            return _plans(lambda shortcuts: [rows_of(folded(graph, shortcuts=shortcuts))], strip_bytes)
+        sampling.check_pictures(item)
+        cut = sampling.crops(*item.shape[-2:])
+        count, *sides = cut.shape
+        graph, small = self._graphs([item, item[:, :, : sides[0], : sides[1]].repeat(count, 1, 1, 1)], beside)
+        self.whole_work = plan.whole_work(graph)
+        return _plans(sampling.sampled(graph, small, cut, strip_bytes), strip_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +175,13 @@ def _told(value: Any) -> Any:
     return (tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else repr(value)
 
 
-def _plans(graph: Graph, strip_bytes: int) -> list[Schedule]:
+def _plans(rows_with: Callable[[bool], Sequence[Rows]], strip_bytes: int) -> list[Schedule]:
+    """rows_with: of the folded graph, with or without shortcuts folded in."""
     found = []
     for shortcuts in (True, False):
-        rows = rows_of(folded(graph, shortcuts=shortcuts))
-        check_rows(rows)
-        found += search.plans(rows, strip_bytes)
+        for rows in rows_with(shortcuts):
+            check_rows(rows)
+            found += search.plans(rows, strip_bytes)
     best = search.frontier(found)
     size = strip_bytes
     while (size := size // 2) >= plan.LEAST_STRIP_BYTES:  # the smallest, with lower strips

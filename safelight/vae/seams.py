@@ -60,20 +60,25 @@ def seam(vae: Any, what: str) -> Seam:
     return SEAMS.get(type(vae).__name__, {}).get(what) or {"decode": DECODER, "encode": ENCODER}[what]
 
 
-def exact_of(vae: Any, what: str, budget_bytes: int | None = None) -> Exact:
-    """Raises CannotWalk for a VAE without such a part."""
+def exact_of(vae: Any, what: str, budget_bytes: int | None = None, *, sampled: bool = False) -> Exact:
+    """sampled: with statistics from crops. Raises CannotWalk for a VAE without such a part."""
     cut = seam(vae, what)
     module = getattr(vae, cut.module, None) if cut.module else vae
     if module is None:
         raise CannotWalk(f"{type(vae).__name__} has no {cut.module}")
     # the forward that is there now, as it may be replaced by what is made here
-    return Exact(module, module.forward if cut.call is None else cut.call(vae), budget_bytes, cut.together)
+    return Exact(module, module.forward if cut.call is None else cut.call(vae), budget_bytes, cut.together, sampled)
 
 
 @contextmanager
-def exactly(vae: Any, what: str = "decode", budget_bytes: int | None = None) -> Iterator[Exact]:
-    """While this is open, the VAE decodes (or encodes) in strips, whoever calls it."""
-    exact = exact_of(vae, what, budget_bytes)
+def exactly(
+    vae: Any, what: str = "decode", budget_bytes: int | None = None, *, sampled: bool = False
+) -> Iterator[Exact]:
+    """While this is open, the VAE decodes (or encodes) in strips, whoever calls it.
+
+    sampled: with statistics from crops, which is not exact.
+    """
+    exact = exact_of(vae, what, budget_bytes, sampled=sampled)
     with running(vae, what, exact):
         yield exact
 
