@@ -41,6 +41,11 @@ def _fits(target: Target, mode: str, fullgraph: bool, dynamic: bool, parts: str,
     return _no_compiler(target.device.kind) if backend == "inductor" else _no_backend(backend)
 
 
+def _fits_vae(target: Target, mode: str, fullgraph: bool, dynamic: bool, backend: str) -> str | None:
+    reason = "this pipeline has no VAE" if target.vae is None else None
+    return _fits(target, mode, fullgraph, dynamic, "vae", backend) or reason
+
+
 def _no_backend(backend: str) -> str | None:
     from torch._dynamo import list_backends
 
@@ -315,16 +320,42 @@ def compile(  # the name that everybody knows it by
     backend: str = "inductor",
 ) -> Iterator[Proof]:
     """Compile whole parts (denoiser+vae+text_encoders); modes with CUDA graphs spare small models their launches."""
-    recipe = Recipe(mode, fullgraph, dynamic, backend, freezes(target, backend))
+    yield from _compiled(pipe, target, Recipe(mode, fullgraph, dynamic, backend, freezes(target, backend)), parts)
+
+
+def _compiled(pipe: Any, target: Target, recipe: Recipe, parts: str) -> Iterator[Proof]:
     meter = Meter(synchronizer(target.device.kind))
     with ExitStack() as stack:
         stack.enter_context(settings(recipe))
         for part, module in _modules(pipe, parts):
             backends = meter.backend(recipe.compiler()), meter.backend(recipe.compiler())
             bucket = Bucket(module.forward, meter, recipe, *backends)
-            forward = _own_output(bucket) if mode in CUDA_GRAPH_MODES else bucket
+            forward = _own_output(bucket) if recipe.mode in CUDA_GRAPH_MODES else bucket
             stack.enter_context(swapped(module, forward=meter.watched(part, forward)))
         yield Proof(meter.said, runs=SMOKE_RUNS, begin=meter.begin)
+
+
+@optimizer(
+    stage=Stage.COMPILE,
+    slot="compile-vae",
+    fidelity=Fidelity.ROUNDING,
+    source="https://docs.pytorch.org/docs/stable/generated/torch.compile.html",
+    fits=_fits_vae,
+    predict=lambda cost, target, mode, fullgraph, dynamic, backend: predict(
+        cost, target, mode, fullgraph, dynamic, "vae", backend
+    ),
+    price=PRICE,
+)
+def compile_vae(
+    pipe: Any,
+    target: Target,
+    mode: str = "default",
+    fullgraph: bool = False,
+    dynamic: bool = False,
+    backend: str = "inductor",
+) -> Iterator[Proof]:
+    """Compile the VAE's decoder, beside whatever compiles the denoiser: for pictures of one size, one after another."""
+    yield from _compiled(pipe, target, Recipe(mode, fullgraph, dynamic, backend, freezes(target, backend)), "vae")
 
 
 def _modules(pipe: Any, parts: str) -> list[tuple[str, Any]]:

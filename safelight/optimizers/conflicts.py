@@ -16,6 +16,11 @@ DIFFUSERS_MEMORY = "https://huggingface.co/docs/diffusers/optimization/memory"
 GRAPH_MODES = ("reduce-overhead", "max-autotune")  # torch.compile's modes that record CUDA graphs
 MOVING = ("model-offload", "sequential-offload", "group-offload", "disk-offload", "streamed-blocks")
 COMPILERS = ("compile", "compile-blocks")
+TORCH_COMPILE = "https://docs.pytorch.org/docs/stable/torch.compiler.html"
+STRIPS_OR_COMPILED = (
+    ("exact-vae", "strips are computed operator by operator, and not by the compiled decoder"),
+    ("blended-vae", "tiles are cut where the compiled decoder would begin"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,7 @@ _TABLE = (
         for cache in ("taylorseer-cache", "pyramid-attention-broadcast", "faster-cache")
         for compiler in COMPILERS
     ),
-    *(_graphs(compiler, mover) for compiler in COMPILERS for mover in MOVING),
+    *(_graphs(compiler, mover) for compiler in (*COMPILERS, "compile-vae") for mover in MOVING),
     *(
         _fullgraph(
             "compile",
@@ -118,14 +123,18 @@ _TABLE = (
         for name in ("exact-vae",)
         for mover in ("sequential-offload", "disk-offload", "group-offload")
     ),
-    Pair(
-        frozenset({"exact-vae", "compile"}),
-        "strips are computed operator by operator, and not by the compiled decoder",
-        "https://docs.pytorch.org/docs/stable/torch.compiler.html",
-        lambda options: "vae" in str(options["compile"].get("parts", "")),
-        "compile.parts has the vae",
-        {"compile": {"parts": "denoiser"}},
+    *(
+        Pair(
+            frozenset({other, "compile"}),
+            reason,
+            TORCH_COMPILE,
+            lambda options: "vae" in str(options["compile"].get("parts", "")),
+            "compile.parts has the vae",
+            {"compile": {"parts": "denoiser"}},
+        )
+        for other, reason in (*STRIPS_OR_COMPILED, ("compile-vae", "both compile the VAE's decoder"))
     ),
+    *(Pair(frozenset({other, "compile-vae"}), reason, TORCH_COMPILE) for other, reason in STRIPS_OR_COMPILED),
 )
 PAIRS: Mapping[frozenset[str], Pair] = {pair.names: pair for pair in _TABLE}
 

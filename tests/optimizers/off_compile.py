@@ -6,7 +6,7 @@ from safelight.optimizers import compile as compiling
 from safelight.optimizers.registry import swapped
 
 # dynamo alone: inductor takes a minute for each of these, and tests/optimizers/test_compile.py runs it
-WRITTEN = {name: f"{name}.backend=eager" for name in ("compile", "compile-blocks")}
+WRITTEN = {name: f"{name}.backend=eager" for name in ("compile", "compile-blocks", "compile-vae")}
 
 
 @contextmanager
@@ -16,4 +16,4 @@ def stays_eager():
         yield
 
 
-OFF = {"compile": stays_eager, "compile-blocks": stays_eager}
+OFF = dict.fromkeys(("compile", "compile-blocks", "compile-vae"), stays_eager)

@@ -121,6 +121,15 @@ def test_inductor_draws_the_same_picture(pipe, name):
     assert torch.equal(draw(pipe), plain)
 
 
+def test_the_vae_is_compiled_beside_the_denoiser_s_blocks(pipe):
+    plain = draw(pipe)
+    with safelight.optimize(pipe, f"{DYNAMO},compile-vae.backend=eager", width=32, height=32) as session:
+        told = {status.name: status.evidence for status in session.status()}
+        assert psnr(draw(pipe), plain) > 80
+    assert all("graphs compiled" in told[name] for name in ("compile-blocks", "compile-vae")), told
+    assert torch.equal(draw(pipe), plain)
+
+
 @pytest.mark.slow
 def test_the_vae_and_the_text_encoder_are_compiled_too(unet_pipe):
     plain = draw(unet_pipe)
