@@ -240,6 +240,29 @@ def test_what_cannot_be_is_one_line_that_says_what_to_do(run, tmp_path, argument
     assert names(tmp_path) == before
 
 
+def test_advice_names_each_way_its_bytes_and_the_one_to_take(run):
+    told = run("advise", "64x48", "--model", "firstlight")
+    assert told.code == 0 and "decode 64x48 px, AutoencoderKL, float32" in told.out
+    assert "Take exact (--how exact): " in told.out
+    made = run("advise", "64x48", "--model", "firstlight", "--json", "--encode", "--budget", "8MiB").document
+    assert (made["schema"], made["what"], made["width"], made["height"]) == (1, "encode", 64, 48)
+    assert made["best"] in made["options"] and made["best"]["nbytes"] <= made["budget_bytes"] == 8 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("64",), 2, ("'64' is no size", "1024x768")),
+        (("63x64",), 2, ("multiples of 4",)),
+        (("64x64", "--budget", "0.001MiB"), 6, ("no way to decode 64x64 fits in 0.001MiB",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_advice_that_cannot_be_given_is_one_line(run, arguments, code, words):
+    told = run("advise", *arguments, "--model", "firstlight")
+    assert told.code == code and all(word in told.err for word in words), told.err
+
+
 # -- the work itself, its engine a seam --------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,11 +12,12 @@ import click
 
 from safelight import config
 from safelight.cli.draw import hush, hyphens
-from safelight.errors import Interrupted, PartlyDone, SafelightError, UnknownName, UsageError
+from safelight.errors import Interrupted, OutOfMemory, PartlyDone, SafelightError, UnknownName, UsageError
 from safelight.report.terminal import harmless, mib, progress, say
 
 if TYPE_CHECKING:
     from safelight.run.coding import Coded, Coder
+    from safelight.vae.advice import Advice, Option
 
 HOWS = ("auto", "whole", "exact", "fast", "blended")
 FIDELITIES = ("exact", "rounding", "approximate")
@@ -113,6 +115,60 @@ def roundtrip(files: tuple[Path, ...], **flags: Any) -> None:
         return coding.roundtrip(coder, source, *name(1))
 
     _run(Verb(work, reads=tuple(picture_files.FORMATS), writes=PICTURES, tag="-roundtrip"), files, flags)
+
+
+@vae.command(context_settings={"token_normalize_func": hyphens})
+@click.argument("size", metavar="WIDTHxHEIGHT")
+@click.option("--model", help="The model whose VAE it is; nothing but its configs is read.")
+@click.option("--config", "config_folder", help="Configs for a single file, where there is no hub.")
+@click.option("--budget", metavar="SIZE", help="What it may take beside the weights: 2GiB.")
+@click.option("--dtype", default="float32", help="float32 (default), bfloat16 or float16.")
+@click.option("--encode", "encodes", is_flag=True, help="Encoding, not decoding.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def advise(size: str, **flags: Any) -> None:
+    """What each way would take, and which to use: whole, strips, tiles and their overlap.
+
+    Nothing is loaded; bytes are those of the plans that would run, work is relative to the whole's.
+    """
+    hush()
+    from safelight.probe.blueprint import read
+    from safelight.vae import advice
+
+    wanted = config.settings() | {name: value for name, value in flags.items() if value is not None}
+    width, height = _sides(size)
+    model = str(wanted.get("model") or "firstlight")
+    budget = wanted.get("budget")
+    part = read(model, config_folder=flags["config_folder"]).parts.get("vae")
+    if part is None:
+        raise UsageError(f"{model} has no VAE")
+    made = advice.advise(
+        part,
+        height,
+        width,
+        what="encode" if flags["encodes"] else "decode",
+        dtype=config.dtype_name(flags["dtype"]),
+        budget_bytes=None if budget is None else config.bytes_of(budget),
+    )
+    click.echo(json.dumps(_advice(made), indent=2) if flags["as_json"] else "\n".join(advice.lines(made)))
+    if made.best is None:
+        raise OutOfMemory(f"no way to {made.what} {size} fits in {budget}")
+
+
+def _sides(size: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", size, re.ASCII)
+    if found is None:
+        raise UsageError(f"{size!r:.80} is no size: give such as 1024x768 (pixels)")
+    return int(found[1]), int(found[2])
+
+
+def _advice(made: "Advice") -> dict[str, Any]:
+    def told(option: "Option") -> dict[str, Any]:
+        return {**asdict(option), "fidelity": option.fidelity}
+
+    whole = {name: value for name, value in asdict(made).items() if name not in ("options", "overlaps")}
+    best = None if made.best is None else told(made.best)
+    lists = {"options": list(map(told, made.options)), "overlaps": list(map(told, made.overlaps))}
+    return {"schema": 1, **whole, "best": best, **lists}
 
 
 # -- one run over all files --------------------------------------------------------------------------------------------

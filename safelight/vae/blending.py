@@ -13,6 +13,7 @@ from safelight.vae import seams, tiles
 from safelight.vae.blended import blended, blended_rows
 from safelight.vae.exact import Sink
 from safelight.vae.graph import CannotWalk
+from safelight.vae.plan import Schedule
 from safelight.vae.running import Exact
 from safelight.vae.tiles import Grid
 
@@ -57,7 +58,7 @@ class Blending:
     def __call__(self, given: Any, *_: Any, sink: Sink | None = None, **__: Any) -> Any:
         """given: (batch, channels, height, width). None with a sink, which takes a picture's rows in order."""
         grid, run = self.grid(given), self._runner(given)
-        factor = self._factor
+        factor = self.factor
         scale = Fraction(factor) if self.what == "decode" else Fraction(1, factor)
         at_once = max(1, AT_ONCE_PX // (grid.tile[0] * grid.tile[1] * factor**2)) if run is self._own else 1
         self.counts.append(len(grid))
@@ -68,7 +69,7 @@ class Blending:
         return None
 
     @property
-    def _factor(self) -> int:
+    def factor(self) -> int:
         return inputs.factor(Part(type(self.vae), self.vae.config))
 
     def _runner(self, given: Any) -> Callable[[Any], Any]:
@@ -77,40 +78,48 @@ class Blending:
         if given.device.type != "cpu":
             return self._own
         try:
-            self._exact.plans(self._corner(given, (LEAST_TILE, LEAST_TILE)))
+            self._exact.plans(self.corner(given, (LEAST_TILE, LEAST_TILE)))
         except CannotWalk:
             return self._own
         return self._exact
 
-    def _corner(self, given: Any, tile: tuple[int, int]) -> Any:
+    def corner(self, given: Any, tile: tuple[int, int]) -> Any:
         """Of one picture, as large as a tile or smaller."""
-        height, width = (side * (1 if self.what == "decode" else self._factor) for side in tile)
+        height, width = (side * (1 if self.what == "decode" else self.factor) for side in tile)
         return given[:1, :, :height, :width]
 
     def grid(self, given: Any) -> Grid:
         """The largest tiles that fit."""
-        height, width = (side if self.what == "decode" else side // self._factor for side in given.shape[-2:])
-        tile = max(1, self.tile_px // self._factor)
+        tile = max(1, self.tile_px // self.factor)
         while True:
-            grid = tiles.grid(height, width, tile, round(self.overlap * tile), even=True)
+            grid = self.grid_of(given, tile)
             if self.budget_bytes is None or (taken := self.peak_bytes(given, grid)) <= self.budget_bytes:
                 return grid
             if tile // 2 < LEAST_TILE:
                 raise OutOfMemory(
-                    f"{_mib(self.budget_bytes)} is too little for tiles of {tile * self._factor} px: {_mib(taken)} do"
+                    f"{_mib(self.budget_bytes)} is too little for tiles of {tile * self.factor} px: {_mib(taken)} do"
                 )
             tile //= 2
+
+    def grid_of(self, given: Any, tile: int, *, even: bool = True) -> Grid:
+        """tile: latents. even: no larger than as few tiles have to be."""
+        height, width = (side if self.what == "decode" else side // self.factor for side in given.shape[-2:])
+        return tiles.grid(height, width, tile, round(self.overlap * tile), even=even)
 
     def peak_bytes(self, given: Any, grid: Grid) -> int:
         """A tile's, and those of the result with its rows in float32; 0 where they are not known."""
         if self._runner(given) is self._own:
             return 0
-        assert self._exact is not None, "made at the beginning"
-        one = self._corner(given, grid.tile)
-        result = self._exact.plan(one).rows.graph.output
+        one, plan = self.corner(given, grid.tile), self.plan(given, grid)
+        result = plan.rows.graph.output
         pixels = given.shape[0] * given.shape[-1] * given.shape[-2] * result.shape[-1] * result.shape[-2]
         made = pixels // (one.shape[-1] * one.shape[-2]) * result.shape[1] * (4 + 4 * (given.element_size() < 4))
-        return self._exact.plan(one).peak_bytes + made
+        return plan.peak_bytes + made
+
+    def plan(self, given: Any, grid: Grid) -> Schedule:
+        """Of one tile, in strips."""
+        assert self._exact is not None, "made at the beginning"
+        return self._exact.plan(self.corner(given, grid.tile))
 
 
 @contextmanager

@@ -101,6 +101,8 @@ def beginning_at(graph: Graph, at: Node) -> tuple[Graph, dict[Node, Node]]:
 def _last_small(rows: Rows) -> Node:
     """At the size of the latents, and read by what is larger."""
     given = rows.graph.inputs[0]
+    if _area(rows.graph.output) <= _area(given):
+        raise CannotWalk("statistics from crops are for decoders: an encoder begins with what is largest")
     found = [
         node
         for node in rows.graph.nodes

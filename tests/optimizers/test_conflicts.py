@@ -44,7 +44,9 @@ def registry():
     register("compile", "compile", compiling)
     register("compile-blocks", "compile", compiling_blocks)
     register("compile-vae", "compile-vae", compiling_blocks)
-    for name in sorted({name for names in conflicts.PAIRS for name in names} - {"compile", "compile-blocks", "compile-vae"}):
+    for name in sorted(
+        {name for names in conflicts.PAIRS for name in names} - {"compile", "compile-blocks", "compile-vae"}
+    ):
         register(name, "placement" if name in conflicts.MOVING else None)
     register("dtype")
     return made

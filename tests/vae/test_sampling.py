@@ -86,6 +86,11 @@ def test_encoding_is_exact(vae):
     assert torch.equal(engine.encode(vae, picture, how="fast"), engine.encode(vae, picture, how="exact"))
 
 
+def test_an_encoder_is_refused(vae):
+    with exactly(vae, "encode", sampled=True) as exact, pytest.raises(CannotWalk, match="are for decoders"):
+        exact.plans(torch.rand(1, 3, 64, 64))
+
+
 @pytest.mark.parametrize(
     ("size", "told"), [((31, 64), "64x31 latents are too few"), ((4, 40, 40), "for pictures, not for videos")]
 )
