@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import lcm, prod
 
-from safelight.vae.attention import beside_bytes
+from safelight.vae.attention import ATTENTION, IN_CHUNKS, beside_bytes
 from safelight.vae.graph import Graph, Node
 from safelight.vae.passes import Hull, Rows, Task, ends_of, height_of, nbytes, row_bytes, rows_of, transient
 from safelight.vae.row import Span
@@ -188,6 +188,8 @@ def _work(rows: Rows, node: Node) -> float:
         if node.args[6]:
             area /= prod(node.args[3])
         return numbers * given * area
+    if node.op in (ATTENTION, IN_CHUNKS):
+        return 2.0 * numbers * node.args[1].shape[-2]
     row = rows.row[node]
     return float(MOVING * numbers) if row is None or row.fresh or row.norm is not None else 0.0
 

@@ -188,3 +188,14 @@ def test_without_norms_one_pass_does_it_all():
     (made,) = search.plans(rows, 4000)
     (task,) = made.tasks
     assert (task.node, made.arenas, len(task.strips) > 1) == (rows.graph.output, (), True)
+
+
+def test_attention_is_counted_and_grows_with_the_square_of_the_latents():
+    decoder = tiny_vaes.kl((8, 16)).decoder
+
+    def attention(side: int) -> float:
+        graph = record(decoder, torch.zeros(1, 4, side, side))
+        return sum(plan._work(passes.rows_of(graph), n) for n in graph.nodes if n.op == "scaled_dot_product_attention")
+
+    assert attention(16) == 2 * 16 * 256**2
+    assert attention(32) == 16 * attention(16)
