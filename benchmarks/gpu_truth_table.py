@@ -60,6 +60,8 @@ ENTRIES = (
     Entry("streamed-blocks=8", 0, models=("flux1-dev",)),
     Entry("auto,first-block-cache", 1, models=TRANSFORMERS),
     Entry("auto,deep-cache", 1, models=UNETS),
+    Entry("exact-vae", 1),
+    Entry("exact-vae=smallest", 1),
     Entry("streamed-blocks=4", 1, models=("flux1-dev", "sdxl")),
     Entry("streamed-blocks=16", 1, models=("flux1-dev",)),
     Entry("", 1, FLOAT32),

@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 MIB = 2**20
 FIELDS = ("vae", "what", "height", "width", "dtype", "threads", "batch", "frames", "ways", "truth")
 HOW = (
-    "Each row is a process of its own. It computes a corner of the input (16 latents a side) first, so that libraries "
+    "Each row is a process of its own. It computes a corner of the input (32 latents a side) first, so that libraries "
     "are loaded and thread pools are there, then the whole input. Seconds are the median of the calls after the first "
     "one of that size; where the first takes more than 30 s, it is the only one. Planning (recording the graph, "
     "choosing what is stored) is done before and not among them; it stands in the JSON. CPU seconds are of all cores. "
@@ -32,7 +32,7 @@ HOW = (
     "tensors have allocated). Predicted bytes of exact are those of its plan; of the others they come from the same "
     "code run on tensors without numbers.",
     "exact 0.30: the fastest exact plan that is predicted to take at most 0.30 of whole's bytes. tiling: diffusers' "
-    "enable_tiling with its default tile; as exact 0.30: with the tile that takes as much as that plan. blended: as "
+    "enable_tiling with its default tile; as exact 0.30: with the tile that takes as much as that plan. fast: one pass with statistics from crops. blended: as "
     "many tiles as tiling has by default, with its overlap. Differences are to whole in the same dtype, PSNR for "
     "values from -1 to 1 (of latents: relative to what they cover). Weights of all but firstlight are random and keep "
     "the variance; inputs have large shapes, and noise that grows across the frame. Weights and inputs are "
@@ -134,6 +134,7 @@ def figure(rows: Sequence[Row], row: Row, name: str) -> float | None:
         "difference": lambda: inside(row, "to_whole", "largest"),
         "RMSE to the truth / whole's": lambda: truth_ratio(rows, row),
         "error at edges / elsewhere": lambda: at_edges(row),
+        "PSNR to whole, dB": lambda: inside(row, "to_whole", "psnr"),
         "grown, GiB": lambda: ratio(row.get("grown_bytes"), GIB),
     }[name]()
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("whole", "tiling", "exact 0.60", "tiling as exact 0.60", "blended")
+NAMES = ("whole", "tiling", "exact 0.60", "tiling as exact 0.60", "fast", "blended")
 MEASURED = ("seconds", "cpu_seconds", "grown_bytes", "peak_bytes", "predicted_bytes", "result_bytes")
 
 
@@ -65,8 +65,9 @@ def test_bytes_of_what_runs_without_numbers_are_those_of_the_run(rows):
         assert row["predicted_bytes"] == pytest.approx(row["peak_bytes"], rel=0.02), name
 
 
-def test_bytes_of_tiles_are_nearly_those_that_were_predicted(rows):
-    row = named(rows, "blended")
+@pytest.mark.parametrize("name", ["fast", "blended"])
+def test_bytes_of_what_is_near_the_whole_are_nearly_those_that_were_predicted(rows, name):
+    row = named(rows, name)
     assert row["predicted_bytes"] == pytest.approx(row["peak_bytes"], rel=0.1)
 
 
