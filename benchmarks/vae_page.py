@@ -32,11 +32,12 @@ HOW = (
     "tensors have allocated). Predicted bytes of exact are those of its plan; of the others they come from the same "
     "code run on tensors without numbers.",
     "exact 0.30: the fastest exact plan that is predicted to take at most 0.30 of whole's bytes. tiling: diffusers' "
-    "enable_tiling with its default tile; as exact 0.30: with the tile that takes as much as that plan. fast: one pass with statistics from crops. blended: as "
-    "many tiles as tiling has by default, with its overlap. Differences are to whole in the same dtype, PSNR for "
-    "values from -1 to 1 (of latents: relative to what they cover). Weights of all but firstlight are random and keep "
-    "the variance; inputs have large shapes, and noise that grows across the frame. Weights and inputs are "
-    "representable in bfloat16, so one float32 result is the truth for 16 bit.",
+    "enable_tiling with its default tile; as exact 0.30: with the tile that takes as much as that plan. fast: one pass "
+    "with statistics from crops. blended: as many tiles as tiling has by default, with its overlap, and statistics "
+    "from crops. Differences are to whole in the same dtype, PSNR for values from -1 to 1 (of latents: relative to "
+    "what they cover). Weights of all but firstlight are random and keep the variance; inputs have large shapes, and "
+    "noise that grows across the frame. Weights and inputs are representable in bfloat16, so one float32 result is the "
+    "truth for 16 bit.",
 )
 
 

@@ -1,18 +1,17 @@
 """Tiles that are decoded or encoded alone and blended where they overlap: little memory, and not the whole's picture.
 
 Group norm and attention see one tile at a time, so tones may differ from tile to tile; the ramps of `tiles` hide the
-seams, and `shared_statistics` takes most of the difference away. What can be exact, `exact` does.
+seams, and statistics that all tiles share (blending.py) take most of the difference away. What can be exact, `exact`
+does.
 
 `run` is a decoder or an encoder: (tiles * batch, channels, ..., height, width) to the same with other channels and
 both sides times `scale`. Video has its frames before the last two dimensions, which alone are tiled.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import cycle, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from safelight.errors import UsageError
@@ -20,7 +19,7 @@ from safelight.vae import tiles
 from safelight.vae.tiles import Grid, Share, Span
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     Run = Callable[[Tensor], Tensor]
     Ramps = dict[int, Tensor]
@@ -214,98 +213,3 @@ def _on_host(finished: Iterator[tuple[int, "Tensor"]], places: list[Place], out:
     if rows.is_cuda:
         torch.cuda.current_stream(rows.device).synchronize()
     return out
-
-
-# -- the same statistics for all tiles ---------------------------------------------------------------------------------
-
-
-@contextmanager
-def shared_statistics(module: "nn.Module", run: "Run", small: "Tensor") -> Iterator[None]:
-    """Meanwhile each group norm in `module` takes the means and variances that it has in `run(small)`.
-
-    small: all that the tiles show, in the size of about one tile; see `shrunk`. The idea is the fast mode of Tiled VAE
-    (multidiffusion-upscaler). Attention still sees one tile at a time.
-    """
-    import torch
-
-    norms = [part for part in module.modules() if isinstance(part, torch.nn.GroupNorm)]
-    if not norms:
-        raise UsageError(f"{type(module).__name__} has no group norm: there are no statistics to share")
-    seen: dict[nn.GroupNorm, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
-    with ExitStack() as recording, torch.no_grad():
-        for norm in norms:
-            recording.enter_context(_forward(norm, _recorded(norm, seen[norm])))
-        run(small)
-    with ExitStack() as frozen:
-        for norm, statistics in seen.items():
-            if statistics:  # a norm outside of what runs keeps its own
-                frozen.enter_context(_forward(norm, _frozen(norm, statistics)))
-        yield
-
-
-@contextmanager
-def _forward(norm: "nn.GroupNorm", forward: "Run") -> Iterator[None]:
-    """The norm computes `forward` meanwhile; of this one instance, not of its class."""
-    before = vars(norm).get("forward")
-    norm.forward = forward
-    try:
-        yield
-    finally:
-        del norm.forward
-        if before is not None:
-            norm.forward = before
-
-
-def _recorded(norm: "nn.GroupNorm", statistics: "list[tuple[Tensor, Tensor]]") -> "Run":
-    plain = norm.forward
-
-    def forward(given: "Tensor") -> "Tensor":
-        import torch
-
-        groups = given.float().reshape(given.shape[0], norm.num_groups, -1)
-        variance, mean = torch.var_mean(groups, 2, correction=0)
-        per_group = norm.num_channels // norm.num_groups
-        statistics.append(tuple(each.repeat_interleave(per_group, 1).flatten() for each in (mean, variance)))
-        return plain(given)
-
-    return forward
-
-
-def _frozen(norm: "nn.GroupNorm", statistics: "list[tuple[Tensor, Tensor]]") -> "Run":
-    """A norm that is called several times in a pass has statistics for each time."""
-    turns = cycle(statistics)
-
-    def forward(given: "Tensor") -> "Tensor":
-        from torch.nn.functional import batch_norm
-
-        mean, variance = next(turns)
-        pictures = mean.numel() // norm.num_channels  # each has its own statistics, in every tile the same
-        weight, bias = (None if each is None else each.float().repeat(pictures) for each in (norm.weight, norm.bias))
-        lined = given.reshape(-1, mean.numel(), *given.shape[2:])
-        return batch_norm(lined, mean, variance, weight, bias, eps=norm.eps).reshape(given.shape)
-
-    return forward
-
-
-def shrunk(given: "Tensor", tile: tuple[int, int], multiple: int = 1) -> "Tensor":
-    """`given` at about as many pixels as a tile has, with the mean and the deviation that each channel has in full.
-
-    Nearest pixels, not averages, which would take the variance away. Sides are multiples of `multiple`.
-    """
-    from torch.nn.functional import interpolate
-
-    rows, columns = given.shape[-2:]
-    share = min(1.0, math.sqrt(tile[0] * tile[1] / (rows * columns)))
-    sides = [max(1, round(side * share / multiple)) * multiple for side in (rows, columns)]
-    small = interpolate(given.float(), size=(*given.shape[2:-2], *sides), mode="nearest-exact")
-    (wide, middle), (small_wide, small_middle) = _spread(given.float()), _spread(small)
-    small = (small - small_middle) / small_wide.clamp_min(1e-12) * wide + middle
-    every = tuple(range(2, given.dim()))
-    return small.clamp(given.amin(every, keepdim=True), given.amax(every, keepdim=True)).to(given.dtype)
-
-
-def _spread(given: "Tensor") -> "tuple[Tensor, Tensor]":
-    """(standard deviation, mean) of each channel of each picture."""
-    import torch
-
-    return torch.std_mean(given, tuple(range(2, given.dim())), correction=0, keepdim=True)

@@ -39,12 +39,13 @@ class Sampling:
 @dataclass(frozen=True)
 class Rows:
     """A graph and its operators' rows. whole: nodes that are needed as a whole by somebody. sampling: of statistics
-    that are not counted."""
+    that are not counted. given: nodes whose statistics the run is given."""
 
     graph: Graph
     row: Mapping[Node, Row | None]
     whole: frozenset[Node]
     sampling: Sampling | None = None
+    given: frozenset[Node] = frozenset()
     known: dict[Any, Any] = field(default_factory=dict)  # passes, which many plans share
 
     @cached_property
@@ -54,8 +55,14 @@ class Rows:
     @cached_property
     def normed(self) -> frozenset[Node]:
         """Whose mean and variance are to be counted."""
-        found = frozenset(row.norm for row in self.row.values() if row is not None and row.norm is not None)
-        return found if self.sampling is None else found - set(self.sampling.twins)
+        elsewhere = self.given | frozenset(() if self.sampling is None else self.sampling.twins)
+        return frozenset(self.all_normed) - elsewhere
+
+    @cached_property
+    def all_normed(self) -> list[Node]:
+        """Whose mean and variance are asked for, in the order of computing."""
+        asked = {row.norm for row in self.row.values() if row is not None}
+        return [node for node in self.graph.nodes if node in asked]
 
     @cached_property
     def storable(self) -> list[Node]:

@@ -18,6 +18,7 @@ from safelight.vae.row import Span
 STRIP_BYTES = {"cpu": 8 * 2**20}  # as fast as larger ones: they stay in the cache
 STRIP_BYTES_ELSEWHERE = 128 * 2**20  # a card wants much work in one call
 LEAST_STRIP_BYTES = 2**18
+CALL = 3e6  # multiply-adds that take as long as what a call costs beside them: 30 microseconds
 MOVING = 60  # multiply-adds that take as long as one number of an operator that only moves
 
 
@@ -66,6 +67,7 @@ def schedule(rows: Rows, stored: frozenset[Node], strip_bytes: int) -> Schedule:
         peak = max(peak, held + beside + task.transient)
         alive = {node: size for node, size in alive.items() if last.get(node, -1) > number}
     work = sum(_work(rows, node) for task in tasks for node in task.order or (task.node,))
+    work += CALL * sum(len(task.order) * len(task.strips) for task in tasks)
     work += rows.sampling.schedule.work if rows.sampling is not None else 0
     return Schedule(rows, tasks, last, arenas, tuple(loads), peak, work)
 

@@ -122,10 +122,31 @@ def _convolution(node: Node, axes: Axes) -> Row | None:
         if (most - above) % step:
             x = torch.nn.functional.pad(x, (*[0, 0] * (len(node.shape) - 1 - axis), above, -below))
             pads[place] = most = above = 0
-        made = call(node, read, x, weight, node.args[2], stride, pads)
+        made = (
+            _fast_on_cpu(node, x, read, pads)
+            if _is_slow(x)
+            else call(node, read, x, weight, node.args[2], stride, pads)
+        )
         return made.narrow(axis, (most - above) // step, b - a)
 
     return Row(axis, {given: Reach(axis, reach)}, run, heavy=True)
+
+
+def _is_slow(x: Any) -> bool:
+    """torch takes a slow kernel for videos of few rows in float32 (2.13, use_mkldnn in Convolution.cpp): it counts
+    channels, frames and rows, and not columns. Four times slower, on one thread."""
+    import torch
+
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == VIDEO_DIMS
+    return on_cpu and torch.backends.mkldnn.is_available()
+
+
+def _fast_on_cpu(node: Node, x: Any, read: Read, pads: list[int]) -> Any:
+    import torch
+
+    weight, bias, stride, _, dilation = node.args[1:6]
+    given = x, read(weight), None if bias is None else read(bias)
+    return torch.ops.aten.mkldnn_convolution(*given, pads, stride, dilation, node.args[8])
 
 
 def _transposed(node: Node, given: Node, axis: int, step: int, pad: int, size: int, rows: int) -> Row | None:
@@ -216,6 +237,7 @@ def _group_norm(node: Node, axes: Axes) -> Row | None:
     return Row(axis, {given: Reach(axis, same)}, lambda read, a, b: read(given), norm=given)
 
 
+VIDEO_DIMS = 5
 POINTWISE = (
     *("add", "sub", "rsub", "mul", "div", "neg", "abs", "reciprocal", "pow", "sqrt", "rsqrt", "exp", "log", "square"),
     *("silu", "relu", "gelu", "sigmoid", "tanh", "leaky_relu", "elu", "hardtanh", "hardswish", "softplus", "mish"),

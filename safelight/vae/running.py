@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from safelight.errors import OutOfMemory, UsageError
@@ -12,6 +12,7 @@ from safelight.vae.fold import folded
 from safelight.vae.graph import CannotWalk, Graph, record
 from safelight.vae.passes import Rows, rows_of
 from safelight.vae.plan import Schedule
+from safelight.vae.stats import Statistics
 
 PIECE = 64  # latents or pixels a side, on which is looked for what overflows
 
@@ -23,6 +24,7 @@ class Exact:
     budget_bytes: of all that is computed beside weights, input and what earlier pictures of the batch have made; None
     takes the fastest plan. together: the pictures of a batch are frames of one video, and depend on each other.
     sampled: an approximation, statistics of norms after the first upsampling are those of crops (sampling.py).
+    statistics: for each norm, not those of what is given but these, of `statistics_of`; to be set before any plan.
     """
 
     module: Any
@@ -30,6 +32,7 @@ class Exact:
     budget_bytes: int | None = None
     together: bool = False
     sampled: bool = False
+    statistics: Sequence[Statistics] | None = None
     share: float = 1.0  # of the fastest plan's bytes that a plan may take; 0 is the smallest
     strip_bytes: int | None = None
     whole_work: float = 0.0  # multiply-adds of the module itself, known with its plans
@@ -69,7 +72,8 @@ class Exact:
         while True:
             self.used[:] = [chosen]
             try:
-                return Run(chosen, self._weights(), sink).of(item, *beside.tensors)
+                known = dict(zip(chosen.rows.all_normed, self.statistics or (), strict=False))
+                return Run(chosen, self._weights(), sink, statistics=known).of(item, *beside.tensors)
             except torch.OutOfMemoryError as error:
                 # a step down, and not the same again
                 below = [made for made in self.plans(item, beside) if made.peak_bytes < chosen.peak_bytes]
@@ -124,13 +128,35 @@ class Exact:
         if not self.sampled:
             (graph,) = self._graphs([item], beside)
             self.whole_work = plan.whole_work(graph)
-            return _plans(lambda shortcuts: [rows_of(folded(graph, shortcuts=shortcuts))], strip_bytes)
+            return _plans(lambda shortcuts: [self._rows(folded(graph, shortcuts=shortcuts))], strip_bytes)
         sampling.check_pictures(item)
         cut = sampling.crops(*item.shape[-2:])
         count, *sides = cut.shape
         graph, small = self._graphs([item, item[:, :, : sides[0], : sides[1]].repeat(count, 1, 1, 1)], beside)
         self.whole_work = plan.whole_work(graph)
         return _plans(sampling.sampled(graph, small, cut, strip_bytes), strip_bytes)
+
+    def _rows(self, graph: Graph) -> Rows:
+        rows = rows_of(graph)
+        return rows if self.statistics is None else replace(rows, given=frozenset(rows.all_normed))
+
+    def statistics_of(self, pieces: Any, most_bytes: int) -> list[Statistics]:
+        """Of each norm, in the order of computing, for pieces of one picture: (pieces, channels, height, width).
+
+        Computed within `most_bytes`, or as small as they can be. Raises CannotWalk.
+        """
+        import torch
+
+        chosen = self.within(pieces, most_bytes)
+        with torch.no_grad():
+            run = Run(chosen, self._weights(), pooled=True)
+            run.of(pieces)
+        return [run.statistics[node] for node in chosen.rows.all_normed]
+
+    def within(self, item: Any, most_bytes: int) -> Schedule:
+        """The fastest plan of so many bytes, else the smallest."""
+        plans = self.plans(item)
+        return fitting([made for made in plans if made.peak_bytes <= most_bytes] or plans[:1], None)
 
 
 @dataclass(frozen=True, slots=True)

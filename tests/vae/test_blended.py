@@ -8,11 +8,10 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d, interpolate
 
 from safelight.errors import UsageError
-from safelight.vae.blended import blended, blended_rows, shared_statistics, shrunk
+from safelight.vae.blended import blended, blended_rows
 from safelight.vae.tiles import grid, ramp
 
 
@@ -248,101 +247,3 @@ def test_a_real_vae_differs_no_more_than_with_the_tiles_of_diffusers(vae, coder,
     ours = blended(run, picture, grid(*size, 16, 4), scale=Fraction(up, down))
     vae.enable_tiling()
     assert rmse(ours, whole) <= rmse(run(picture), whole)
-
-
-def test_shared_statistics_bring_a_real_vae_nearer_to_the_whole(vae):
-    run, latents, tiles = decoded(vae), uneven(1, 4, 40, 44), grid(40, 44, 16, 4)
-    whole, own = run(latents), blended(run, latents, tiles, scale=2)
-    with shared_statistics(vae.decoder, run, shrunk(latents, tiles.tile)):
-        shared = blended(run, latents, tiles, scale=2)
-    assert rmse(shared, whole) < 0.7 * rmse(own, whole)
-
-
-def test_a_vae_is_as_it_was_after_sharing_also_when_the_body_raises(vae):
-    run, latents = decoded(vae), uneven(1, 4, 20, 20)
-    before = run(latents)
-    with pytest.raises(KeyboardInterrupt), shared_statistics(vae, run, shrunk(latents, (8, 8))):
-        assert not torch.equal(run(latents), before)
-        raise KeyboardInterrupt
-    assert torch.equal(run(latents), before)
-    assert not any("forward" in vars(part) for part in vae.modules())
-
-
-# -- shared statistics -------------------------------------------------------------------------------------------------
-
-
-class Normed(nn.Sequential):
-    """Group norm between pointwise layers, one of them called twice: only the statistics tell a tile from the whole."""
-
-    def __init__(self):
-        torch.manual_seed(0)
-        super().__init__(nn.Conv2d(4, 8, 1), nn.GroupNorm(4, 8), nn.SiLU(), nn.Conv2d(8, 8, 1))
-        nn.init.normal_(self[1].weight)
-        nn.init.normal_(self[1].bias)
-
-    def forward(self, given):
-        norm = self[1]
-        return self[3](norm(self[2](norm(self[0](given)))))
-
-
-@pytest.mark.parametrize("pictures", [1, 3])
-@pytest.mark.parametrize("batch", [1, 4])
-def test_with_the_statistics_of_the_whole_tiles_equal_the_whole(pictures, batch):
-    model, latents = Normed(), uneven(pictures, 4, 30, 33)
-    whole = model(latents).detach()
-    with shared_statistics(model, model, latents):
-        out = blended(model, latents, grid(30, 33, (8, 12), 3), scale=1, batch=batch)
-    torch.testing.assert_close(out, whole, atol=1e-5, rtol=0)
-
-
-def test_shared_statistics_work_in_bfloat16():
-    model, latents = Normed().bfloat16(), uneven(1, 4, 30, 33).bfloat16()
-    with shared_statistics(model, model, latents):
-        out = blended(model, latents, grid(30, 33, 8, 3), scale=1)
-    torch.testing.assert_close(out, model(latents).detach().float(), atol=0.1, rtol=0.05)
-
-
-def test_a_norm_that_was_replaced_before_keeps_its_replacement():
-    model = Normed()
-    norm, calls = model[1], []
-    plain = norm.forward
-
-    def counting(given):
-        calls.append(given.shape)
-        return plain(given)
-
-    norm.forward = counting
-    with shared_statistics(model, model, noise(1, 4, 8, 8)):
-        pass
-    assert norm.forward is counting
-    assert len(calls) == 2
-
-
-def test_a_model_without_group_norm_has_nothing_to_share():
-    with (
-        pytest.raises(UsageError, match="Conv2d has no group norm"),
-        shared_statistics(nn.Conv2d(4, 4, 1), pointwise, noise(1, 4, 8, 8)),
-    ):
-        pass
-
-
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(2, 30), st.sampled_from([1, 2]))
-@settings(deadline=None)
-def test_what_is_shrunk_has_about_the_pixels_of_a_tile_and_stays_within_its_range(height, width, side, multiple):
-    picture = uneven(2, 3, height * multiple, width * multiple)
-    small = shrunk(picture, (side * multiple, side * multiple), multiple)
-    rows, columns = (length // multiple for length in small.shape[-2:])
-    assert all(length % multiple == 0 for length in small.shape[-2:])
-    assert rows <= height
-    assert columns <= width
-    assert (rows - 1) * (columns - 1) <= side * side
-    assert (small.amin((2, 3)) >= picture.amin((2, 3))).all()
-    assert (small.amax((2, 3)) <= picture.amax((2, 3))).all()
-
-
-def test_what_is_shrunk_keeps_means_and_deviations_and_the_frames_of_a_video():
-    latents = uneven(1, 4, 3, 64, 48)
-    small = shrunk(latents, (20, 20))
-    assert small.shape == (1, 4, 3, 23, 17)
-    torch.testing.assert_close(small.std((2, 3, 4)), latents.std((2, 3, 4)), rtol=0.05, atol=0)
-    torch.testing.assert_close(small.mean((2, 3, 4)), latents.mean((2, 3, 4)), atol=0.05, rtol=0)

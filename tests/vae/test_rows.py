@@ -167,3 +167,13 @@ def test_what_needs_all_rows_has_no_rows(run):
 def test_an_operator_that_nobody_has_a_rule_for_has_no_rows():
     rows, *_ = with_values(Doing(lambda x: x.cumsum(1)), torch.randn(1, 8, HEIGHT, WIDTH))
     assert row_of(rows.graph.output, {rows.graph.inputs[0]: 2}) is None
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 1, 1), (3, 1, 1)])
+def test_a_video_of_few_rows_is_convolved_as_torch_does(kernel):
+    from safelight.vae.running import Exact
+
+    torch.manual_seed(0)
+    module = nn.Conv3d(4, 6, kernel, padding=[side // 2 for side in kernel], bias=kernel != (1, 1, 1)).eval()
+    x = torch.randn(1, 4, 3, 12, 10)
+    torch.testing.assert_close(Exact(module, strip_bytes=900)(x), module(x).detach(), rtol=0, atol=1e-5)
