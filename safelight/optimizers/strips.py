@@ -55,8 +55,7 @@ def _pointless(target: Target) -> str | None:
 def _predict(cost: Cost, target: Target, plan: str, budget: str) -> Cost:
     """By the engine's own plans: bytes as they are, seconds by their multiply-adds."""
     assert target.vae is not None, "`fits` has said that there is none"
-    config = json.dumps(dict(target.vae.config), sort_keys=True, default=repr)
-    known = _foreseen(target.vae.cls, config, target.height, target.width, target.frames)
+    known = _foreseen(target.vae.cls, _config(target), target.height, target.width, target.frames)
     if known is None:
         return cost
     exact, latents, weights = known
@@ -68,22 +67,27 @@ def _predict(cost: Cost, target: Target, plan: str, budget: str) -> Cost:
     return cost.changed("decode", live=round((chosen.peak_bytes + pictures) * narrow))
 
 
+@contextmanager
+def _faked(cls: type, config: str, height: int, width: int) -> Iterator[tuple[Any, Any, int]]:
+    """(VAE, latents of one picture, bytes of the weights) in float32, without numbers."""
+    import torch
+
+    made = json.loads(config)
+    part = Part(cls, made)
+    fakes, px = fake(Blueprint(cls.__name__, cls, {"vae": part}, None, width, height)), inputs.factor(part)
+    with fakes.active():
+        vae = fakes.pipe.components["vae"]
+        weights = sum(p.numel() * p.element_size() for p in vae.parameters())
+        yield vae, torch.empty(1, made["latent_channels"], height // px, width // px), weights
+
+
 @functools.lru_cache(maxsize=16)
 def _foreseen(cls: type, config: str, height: int, width: int, frames: int) -> tuple[Exact, Any, int] | None:
     """(plans on fake tensors, latents, bytes of the weights) in float32; None for what needs more than a picture."""
     if frames > 1 or cls.__name__ not in BLENDED:
         return None
-    made = json.loads(config)
-    print_of = Blueprint(cls.__name__, cls, {"vae": Part(cls, made)}, None, width, height)
-    fakes = fake(print_of)
-    with fakes.active():
-        vae = fakes.pipe.components["vae"]
-        weights = sum(p.numel() * p.element_size() for p in vae.parameters())
-        px = inputs.factor(print_of.parts["vae"])
+    with _faked(cls, config, height, width) as (vae, latents, weights):
         exact = seams.exact_of(vae, "decode")
-        import torch
-
-        latents = torch.empty(1, made["latent_channels"], height // px, width // px)
         exact.plans(latents)
     return exact, latents, weights
 
@@ -162,13 +166,40 @@ def _grid(target: Target, tile_px: int, overlap: float) -> tiles.Grid:
     return tiles.grid(target.height // px, target.width // px, tile, round(overlap * tile), even=True)
 
 
+def _config(target: Target) -> str:
+    assert target.vae is not None, "`fits` has said that there is none"
+    return json.dumps(dict(target.vae.config), sort_keys=True, default=repr)
+
+
 def _blended_predict(cost: Cost, target: Target, tile_px: int, overlap: float) -> Cost:
-    """Work goes with the pixels that are decoded, memory with one tile and the picture in float32."""
+    """On a CPU by the plans of crops and tiles; else work goes with the pixels that are decoded, memory with one tile
+    and the picture in float32."""
+    if target.device.kind == "cpu" and target.frames == 1:
+        assert target.vae is not None, "`fits` has said that there is none"
+        nbytes, work, weights = _tiles_foreseen(
+            target.vae.cls, _config(target), target.height, target.width, tile_px, overlap
+        )
+        narrow = cost.parts["vae"].total / weights if weights else 1.0
+        pictures = (target.batch_size - 1) * target.height * target.width * 3 * 4
+        return cost.scaled(decode=work * PACE).changed("decode", live=round(nbytes * narrow) + pictures)
     grid = _grid(target, tile_px, overlap)
     largest = grid.tile[0] * grid.tile[1] / (grid.size[0] * grid.size[1])
     picture = target.batch_size * target.height * target.width * 3 * 4
     cost = cost.scaled(decode=tiles.decoded_share(grid))
     return cost.changed("decode", live=round(cost.decode.live * largest) + picture)
+
+
+@functools.lru_cache(maxsize=16)
+def _tiles_foreseen(
+    cls: type, config: str, height: int, width: int, tile_px: int, overlap: float
+) -> tuple[int, float, int]:
+    """(bytes, work relative to the whole's, bytes of the weights) in float32."""
+    with _faked(cls, config, height, width) as (vae, latents, weights):
+        blending = Blending(vae, "decode", tile_px, overlap)
+        grid = blending.grid(latents)
+        whole = seams.exact_of(vae, "decode")
+        whole.plans(latents)
+        return blending.peak_bytes(latents, grid), blending.work(latents, grid) / whole.whole_work, weights
 
 
 @optimizer(

@@ -144,7 +144,7 @@ def _overlaps(blending: Blending, given: Any) -> list[Option]:
 def _tiles(blending: Blending, given: Any, tile_px: int, overlap: float, *, even: bool = True) -> Option:
     pixels, blending.overlap = blending.factor, overlap
     grid = blending.grid_of(given, max(1, tile_px // pixels), even=even)
-    work = blending.plan(given, grid).work * len(grid)
+    work = blending.work(given, grid)
     sides = (grid.tile[0] * pixels, grid.tile[1] * pixels)
     return Option("blended", blending.peak_bytes(given, grid), work, sides, overlap, len(grid))
 

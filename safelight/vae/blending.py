@@ -158,9 +158,19 @@ class Blending:
         tiled = self._tiles_bytes(given, grid)
         if not self._shares(grid):
             return tiled
+        return max(tiled, _size(self._pieces(given[:1])) + self._plan_of_crops(given, grid).peak_bytes)
+
+    def work(self, given: Any, grid: Grid) -> float:
+        """Multiply-adds of crops and tiles, in strips."""
+        tiled = len(grid) * self.plan(given, grid).work
+        if not self._shares(grid):
+            return tiled
+        return tiled + self._plan_of_crops(given, grid).work
+
+    def _plan_of_crops(self, given: Any, grid: Grid) -> Schedule:
         assert self._of_crops is not None, "made at the beginning"
         pieces = self._pieces(given[:1])
-        return max(tiled, _size(pieces) + self._of_crops.within(pieces, tiled - _size(pieces)).peak_bytes)
+        return self._of_crops.within(pieces, self._tiles_bytes(given, grid) - _size(pieces))
 
     def _tiles_bytes(self, given: Any, grid: Grid) -> int:
         """One tile's, and those of the result with its rows in float32."""

@@ -8,7 +8,6 @@ than two tiles of a row or column, whatever the overlap, and the weights of all 
 """
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -142,63 +141,10 @@ def weights(share: Share) -> list[float]:
     return [*ramp(share.rise), *[1.0] * flat, *(1 - up for up in ramp(share.fall))]
 
 
-# -- what tiles cost ---------------------------------------------------------------------------------------------------
-
-
 def decoded_share(tiles: Grid) -> float:
-    """Pixels that all tiles decode together, relative to those of the picture: the seconds, relative to the whole."""
+    """Pixels that all tiles decode together, relative to those of the picture: the seconds, relative to the whole.
+
+    More overlap adds tiles, and never lowers the bytes of one.
+    """
     (height, width), (tile_height, tile_width) = tiles.size, tiles.tile
     return len(tiles) * tile_height * tile_width / (height * width)
-
-
-def tile_bytes(tiles: Grid, bytes_per_px: float, factor: int = 8, at_once: int = 1) -> int:
-    """Peak bytes of the decoder while it decodes `at_once` tiles; the blended picture comes on top.
-
-    More overlap never lowers this: the peak goes with the pixels of a tile, and overlap only adds tiles. What lowers
-    it is a smaller tile. With a decoder that keeps all tiles until the end, as in diffusers, overlap raises it.
-
-    bytes_per_px: per picture pixel, of the decoder's peak; 1536 in 16 bit for AutoencoderKL as in SD 1.5 and SDXL.
-    factor: picture pixels per latent pixel.
-    """
-    tile_height, tile_width = tiles.tile
-    return math.ceil(at_once * tile_height * tile_width * factor * factor * bytes_per_px)
-
-
-def tiles_at_once(tiles: Grid, bytes_per_px: float, budget_bytes: int, factor: int = 8) -> int:
-    """How many tiles may be decoded in one batch within the budget; 1 at least."""
-    return max(1, min(len(tiles), budget_bytes // tile_bytes(tiles, bytes_per_px, factor)))
-
-
-def best_tile(
-    height: int, width: int, overlap: Sides, bytes_per_px: float, budget_bytes: int, factor: int = 8
-) -> tuple[int, int]:
-    """(height, width) of the tile within the budget with which the fewest pixels are decoded; often not a square one.
-
-    No side is less than two overlaps, below which pixels would be decoded more than twice in a direction.
-    More overlap never lowers memory: it leaves a tile's bytes as they are and adds tiles. See `tile_bytes`.
-    """
-    rows, columns = map(_choices, (height, width), _both(overlap))
-    column_sides = [side for side, _ in columns]
-    most_px = int(budget_bytes / (bytes_per_px * factor * factor))
-    found = []
-    for row, row_pixels in rows:
-        if fitting := bisect_right(column_sides, most_px // row):
-            column, column_pixels = columns[fitting - 1]
-            found.append((row_pixels * column_pixels, -row * column, abs(row - column), (row, column)))
-    if not found:
-        least = math.ceil(rows[0][0] * column_sides[0] * factor * factor * bytes_per_px)
-        raise UsageError(f"no tile that overlaps by {overlap} fits in {budget_bytes} bytes: give {least} or more")
-    return min(found)[-1]
-
-
-def _choices(length: int, overlap: int) -> list[tuple[int, int]]:
-    """(side of a tile, pixels that all tiles decode along the length); sides rise, pixels never do."""
-    least = min(length, max(1, 2 * overlap))
-    counts = range(2, _count(length, least, overlap) + 1)
-    sides = {length, *(max(least, _side(length, count, overlap)) for count in counts)}
-    choices: list[tuple[int, int]] = []
-    for side in sorted(sides):
-        pixels = side * _count(length, side, overlap)
-        if not choices or pixels <= choices[-1][1]:
-            choices.append((side, pixels))
-    return choices

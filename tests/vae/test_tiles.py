@@ -10,15 +10,12 @@ from safelight.errors import UsageError
 from safelight.vae.tiles import (
     Grid,
     Span,
-    best_tile,
     decoded_share,
     even_tile,
     grid,
     ramp,
     shares,
     spans,
-    tile_bytes,
-    tiles_at_once,
     weights,
 )
 
@@ -156,48 +153,5 @@ def test_what_diffusers_decodes_at_1024_px_is_known():
 def test_more_overlap_never_lowers_memory_nor_the_pixels_decoded(rows, columns):
     plain = grid(rows[0], columns[0], (rows[1], columns[1]), 0)
     more = grid(rows[0], columns[0], (rows[1], columns[1]), (rows[2], columns[2]))
-    assert tile_bytes(more, 1536) == tile_bytes(plain, 1536)
+    assert more.tile == plain.tile
     assert decoded_share(more) >= decoded_share(plain) >= 1
-
-
-def test_bytes_go_with_the_pixels_of_a_tile_and_with_tiles_at_once():
-    tiles = grid(128, 128, 64, 16)
-    assert tile_bytes(tiles, 1536) == 1536 * 512**2
-    assert tile_bytes(tiles, 1536, at_once=3) == 3 * tile_bytes(tiles, 1536)
-    assert tiles_at_once(tiles, 1536, 2**30) == 2
-    assert tiles_at_once(tiles, 1536, 1) == 1
-    assert tiles_at_once(tiles, 1536, 2**40) == len(tiles)
-
-
-@given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 4), st.integers(1, 600))
-def test_the_best_tile_is_what_trying_all_would_find(height, width, overlap, most_px):
-    def tried():
-        least = max(1, 2 * overlap)
-        for row in range(min(height, least), height + 1):
-            for column in range(min(width, least), width + 1):
-                if row * column <= most_px:
-                    yield decoded_share(grid(height, width, (row, column), overlap))
-
-    possible = sorted(tried())
-    if not possible:
-        with pytest.raises(UsageError, match="or more"):
-            best_tile(height, width, overlap, 2.0, most_px * 2, factor=1)
-        return
-    tile = best_tile(height, width, overlap, 2.0, most_px * 2, factor=1)
-    found = grid(height, width, tile, overlap)
-    assert tile_bytes(found, 2.0, factor=1) <= most_px * 2
-    assert decoded_share(found) == possible[0]
-
-
-def test_a_budget_that_nothing_fits_says_what_the_least_is():
-    with pytest.raises(UsageError, match=f"give {1536 * (32 * 8) ** 2} or more"):
-        best_tile(512, 512, 16, 1536, 1_000_000)
-    assert best_tile(512, 512, 16, 1536, 1536 * (32 * 8) ** 2) == (32, 32)
-
-
-def test_a_budget_for_the_whole_needs_no_tiles():
-    assert best_tile(100, 60, 16, 1536, 2**40) == (100, 60)
-
-
-def test_without_overlap_nothing_is_decoded_twice_however_large_the_picture():
-    assert decoded_share(grid(2048, 2048, best_tile(2048, 2048, 0, 1536, 2**30), 0)) == 1.0
