@@ -47,6 +47,7 @@ class Engine:
     fidelity: str = "rounding"
     precision: str | None = None
     _exact: dict[tuple[str, bool], Exact] = field(default_factory=dict)
+    _tiled: dict[str, Blending] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -80,7 +81,7 @@ class Engine:
 
         with torch.no_grad():
             if sink is not None:
-                return self._coded(what, given, checked(sink), self.precision)
+                return self._coded(what, given, Checked(sink), self.precision)
             made = self._coded(what, given, None, self.precision)
             if is_finite(made):
                 return made
@@ -90,12 +91,12 @@ class Engine:
                 raise SafelightError(f"what the VAE {what}s is not a number, in {_named(made.dtype)}")
             return made
 
-    def _coded(self, what: str, given: Any, sink: Sink | None, precision: str | None) -> Any:
+    def _coded(self, what: str, given: Any, sink: "Checked | None", precision: str | None) -> Any:
         for way in self._ways(what):
             try:
                 return self._one_way(way, what, given, sink, precision)
             except (CannotWalk, OutOfMemory) as error:
-                if way not in ("exact", "fast") or not self._may_go_on(error):
+                if way not in ("exact", "fast") or not self._may_go_on(error) or (sink is not None and sink.begun):
                     raise
         raise AssertionError("the last way raises or returns")
 
@@ -105,7 +106,7 @@ class Engine:
         return WAYS[self.fidelity]
 
     def _may_go_on(self, error: SafelightError) -> bool:
-        """With the next way of "auto", once there is no exact plan, or none that fits. Nothing is in a sink yet."""
+        """With the next way of "auto", once there is no exact plan, or none that fits."""
         if self.how != "auto":
             return False
         if self.fidelity == "approximate":
@@ -132,7 +133,9 @@ class Engine:
             return None if sink is not None else made.to(asked)
 
     def _blending(self, what: str) -> Blending:
-        return Blending(self.vae, what, budget_bytes=self.budget_bytes)
+        if what not in self._tiled:
+            self._tiled[what] = Blending(self.vae, what, budget_bytes=self.budget_bytes)
+        return self._tiled[what]
 
     def _strips(self, what: str, *, sampled: bool) -> Exact:
         if (what, sampled) not in self._exact:
@@ -184,15 +187,18 @@ def computing_in(vae: Any, dtype: Any) -> Iterator[None]:
             tensor.data = data
 
 
-def checked(sink: Sink) -> Sink:
-    """Takes no rows that are not numbers, and says so. Raises SafelightError."""
+@dataclass
+class Checked:
+    """A sink that takes no rows that are not numbers, and says so. Raises SafelightError."""
 
-    def take(first_row: int, rows: Any) -> None:
+    sink: Sink
+    begun: bool = False
+
+    def __call__(self, first_row: int, rows: Any) -> None:
         if not is_finite(rows):
             raise SafelightError(f"row {first_row} of the picture is not a number in {_named(rows.dtype)}: try float32")
-        sink(first_row, rows)
-
-    return take
+        self.begun = True
+        self.sink(first_row, rows)
 
 
 def is_finite(made: Any) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from safelight.errors import OutOfMemory, SafelightError, UsageError
-from safelight.vae import running
+from safelight.vae import running, seams
 from safelight.vae.blending import blending
 from safelight.vae.engine import Engine, decode, encode
 from safelight.vae.graph import CannotWalk
@@ -199,6 +199,20 @@ def test_rows_that_are_not_numbers_do_not_reach_a_sink(vae):
     with pytest.raises(SafelightError, match="row 0 of the picture is not a number in float32"):
         decode(vae, LATENTS, how="whole", sink=lambda *rows: taken.append(rows))
     assert not taken
+
+
+def test_rows_that_are_gone_are_not_sent_again_in_another_way(vae, monkeypatch):
+    taken = []
+
+    class FailsLater(Exact):
+        def __call__(self, given, *args, sink=None, **kwargs):
+            sink(0, torch.zeros(1, 3, 4, 28))
+            raise OutOfMemory("half way")
+
+    monkeypatch.setattr(seams, "Exact", FailsLater)
+    with pytest.raises(OutOfMemory, match="half way"):
+        decode(vae, LATENTS, fidelity="approximate", sink=lambda row, rows: taken.append(row))
+    assert taken == [0]
 
 
 @pytest.mark.parametrize("asked", [{"precision": "int8"}, {"fidelity": "lossy"}])
