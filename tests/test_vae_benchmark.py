@@ -55,7 +55,7 @@ def test_every_way_has_its_figures(rows):
 def test_exact_is_the_whole_in_less_memory_and_tiles_are_not(rows):
     whole, exact, tiling, blended = (named(rows, name) for name in ("whole", "exact 0.60", "tiling", "blended"))
     assert exact["to_whole"]["largest"] < 5e-5 < min(row["to_whole"]["largest"] for row in (tiling, blended))
-    assert exact["peak_bytes"] < 0.7 * whole["peak_bytes"]
+    assert exact["peak_bytes"] < 0.8 * whole["peak_bytes"]
     assert {"error", "step"} <= set(tiling["at_edges"])
 
 
