@@ -19,11 +19,11 @@ from typing import Any
 import fullsize
 import numpy as np
 
-from safelight.config import Request
 from safelight.errors import DidNotEngage, UsageError
 from safelight.optimizers.registry import swapped
 from safelight.planner import wish
 from safelight.probe.device import Device, here
+from safelight.request import Request
 from safelight.run.load import Loaded, pipeline
 from safelight.session import Session
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from safelight import config
-from safelight.config import Request
+from safelight.request import Request
 
 if TYPE_CHECKING:
     from safelight.optimizers.words import Words

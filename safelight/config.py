@@ -11,79 +11,18 @@ import secrets
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from safelight.errors import UnknownName, UsageError
+from safelight.request import CHOICES, OPTIONAL_TEXTS, RANGES, TEXTS, Request
 
 VERSION = "0.1.0"
-MAX_SEED = 2**32 - 1
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "float": "float32"}
 PREFIX = "SAFELIGHT_"
-# far over what any model draws: more is a slip of the finger, and would fill the memory before anything else is said
-MOST_FRAMES = 10_000
-MOST = {"width": 16384, "height": 16384, "steps": 1000, "count": 100_000, "batch_size": 100_000}
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to draw. None means the model's own default.
-
-    width, height: pixels of the picture the model draws, before any upscaling; multiples of the VAE's factor.
-    steps: denoising steps, 1 or more. guidance: scale of classifier-free guidance, 0 or more; 1 and less is without.
-    seed: 0 to 2**32 - 1; picture i of a run uses seed + i, wrapping around. None: drawn anew for every run.
-    count: pictures to make. batch_size: how many of them at a time; changes no picture.
-    sampler: a name from `sampling.schedulers`. upscale: 1 or 4, by the bundled Real-ESRGAN.
-    """
-
-    prompt: str
-    negative: str = ""
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    seed: int | None = None
-    count: int = 1
-    batch_size: int = 1
-    sampler: str | None = None
-    upscale: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("prompt", "negative", "sampler"):
-            if not _is_text(value := getattr(self, name)) and (name, value) != ("sampler", None):
-                raise UsageError(f"{name} is {value!r:.80}: give valid Unicode text")
-        for name, most in MOST.items():
-            if (value := getattr(self, name)) is not None and not _is_whole(value, 1, most):
-                raise UsageError(f"{name.replace('_', '-')} is {value!r:.80}: give a whole number from 1 to {most}")
-        if self.guidance is not None and not (_is_number(self.guidance) and 0 <= self.guidance <= 1000):
-            raise UsageError(f"guidance is {self.guidance!r:.80}: give a number from 0 to 1000, 7.5 is usual")
-        if self.seed is not None and not _is_whole(self.seed, 0, MAX_SEED):
-            raise UsageError(f"seed is {self.seed!r:.80}: give a whole number from 0 to {MAX_SEED}")
-        if not _is_whole(self.upscale, 1, 4) or self.upscale not in (1, 4):
-            raise UsageError(f"upscale is {self.upscale!r:.80}: 1 and 4 are there")
-
-    def seeds(self) -> list[int]:
-        """The seed of every picture; `seed` must be known by now."""
-        assert self.seed is not None
-        return [(self.seed + i) % (MAX_SEED + 1) for i in range(self.count)]
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def _is_text(value: object) -> bool:
-    """Not with half a surrogate pair either, which a command line in another encoding gives: no file can hold it."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_whole(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+MOST_FRAMES = 10_000  # more is a slip of the finger
 
 
 UNITS = {"GIB": 2**30, "GB": 10**9, "MIB": 2**20, "MB": 10**6, "G": 2**30, "M": 2**20, "": 2**30}
@@ -202,10 +141,10 @@ def request(wanted: Mapping[str, Any]) -> Request:
 
 
 def _parsed(name: str, value: Any) -> Any:
-    if not isinstance(value, str) or name in ("prompt", "negative", "sampler"):
+    if not isinstance(value, str) or name in TEXTS or name in OPTIONAL_TEXTS or name in CHOICES:
         return value
     try:
-        return float(value) if name == "guidance" else int(value)
+        return float(value) if name in RANGES else int(value)
     except ValueError:
         return value  # Request says what is wrong with it
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from safelight import firstlight
-from safelight.config import MOST_FRAMES, Request, cache_folder
+from safelight.config import MOST_FRAMES, cache_folder
 from safelight.errors import CannotPredict, SafelightError, UsageError
 from safelight.measure.memory import collected_later
 from safelight.optimizers.words import Words
@@ -19,6 +19,7 @@ from safelight.probe import device as devices
 from safelight.probe import speed
 from safelight.probe.blueprint import Blueprint, read
 from safelight.probe.device import Device
+from safelight.request import Request
 from safelight.run.expected import kept
 from safelight.run.load import pipeline
 from safelight.session import Session

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
-from safelight.config import VERSION, Request
+from safelight.config import VERSION
 from safelight.errors import (
     DidNotEngage,
     DoesNotApply,
@@ -27,6 +27,7 @@ from safelight.optimizers.target import denoiser, target_of
 from safelight.planner import Choice, Forecast, Plan, Wish, plan, still_fitting
 from safelight.planner.forecast import Chosen
 from safelight.probe.device import Device
+from safelight.request import Request
 from safelight.run import generate as run
 from safelight.run.expected import Expected
 from safelight.run.generate import Checkpoint, Picture, Progress

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from safelight.config import DIFFGENTOR, MAX_SEED, Request, cache_folder, diffgentor, dtype_name, settings
+from safelight.config import DIFFGENTOR, cache_folder, diffgentor, dtype_name, settings
 from safelight.errors import UnknownName, UsageError
+from safelight.request import MAX_SEED, Request
 
 
 @pytest.mark.parametrize(

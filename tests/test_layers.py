@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "safelight"
 
 # lowest first; a module imports its own layer and those above it in this list
 LAYERS = (
-    ("errors", "config"),
+    ("errors", "request", "config"),
     ("probe", "measure.clock", "measure.memory", "sampling", "firstlight"),
     ("simulate",),
     ("vae",),

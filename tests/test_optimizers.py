@@ -8,11 +8,11 @@ import torch
 from optimizers.contract import gathered
 
 import safelight
-from safelight.config import Request
 from safelight.errors import DidNotEngage, DoesNotApply
 from safelight.optimizers import OPTIMIZERS, Fidelity, Proof, Registry, Stage
 from safelight.optimizers.attention import counting
 from safelight.planner import Wish, wish
+from safelight.request import Request
 from safelight.run import generate as run
 from safelight.session import Session
 

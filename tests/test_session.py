@@ -6,11 +6,11 @@ import tiny
 import torch
 
 import safelight
-from safelight.config import Request
 from safelight.errors import DidNotEngage, OutOfMemory, SafelightError, UsageError
 from safelight.optimizers import OPTIMIZERS, Fidelity, Registry, Stage
 from safelight.optimizers.registry import Proof
 from safelight.planner import wish
+from safelight.request import Request
 from safelight.session import Session
 from safelight.simulate.measurements import Store
 

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 import safelight
-from safelight.config import Request
+from safelight.request import Request
 from safelight.run.generate import own_object
 from safelight.session import Session
 

@@ -14,6 +14,7 @@ from safelight.errors import Interrupted, PartlyDone, SafelightError, UsageError
 from safelight.measure.memory import collected_later
 from safelight.optimizers import OPTIMIZERS, words
 from safelight.report.terminal import mib, progress, say
+from safelight.request import MAX_SEED, Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -142,7 +143,7 @@ def _wanted(prompt: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         # of the settings only the place: any other would change the picture
         wanted = {name: wanted[name] for name in ("out",) if name in wanted} | _from_picture(Path(source))
         if given.keys() & {"seed", "count", "batch_size"}:
-            seed = (wanted["seed"] + wanted.pop("only")) % (config.MAX_SEED + 1)
+            seed = (wanted["seed"] + wanted.pop("only")) % (MAX_SEED + 1)
             wanted |= {"count": 1, "batch_size": 1, "seed": seed}
     places = wanted.pop("optimize", [])
     if file := given.get("plan"):
@@ -202,7 +203,7 @@ def _from_picture(path: Path) -> dict[str, Any]:
     same = {name: getattr(record, name) for name in kept}
     same["sampler"] = record.sampler if record.sampler != schedulers.DEFAULT else None
     # its whole batch, of which it alone is written: another batch size would round otherwise
-    first = (record.seed - record.batch_index) % (config.MAX_SEED + 1)
+    first = (record.seed - record.batch_index) % (MAX_SEED + 1)
     same |= {"seed": first, "count": record.batch_size, "batch_size": record.batch_size, "only": record.batch_index}
     if record.revision:  # the commit itself: a branch or a tag may have moved on
         same["model"] = f"{record.model.partition('@')[0]}@{record.revision}"
@@ -220,7 +221,7 @@ def _written(name: str, value: str) -> str:
     return ",".join([f"{name}={first}" if first else name, *(f"{name}.{other}" for other in others)])
 
 
-def _load_arguments(run: Mapping[str, Any], request: config.Request) -> dict[str, Any]:
+def _load_arguments(run: Mapping[str, Any], request: Request) -> dict[str, Any]:
     return {
         "model": run.get("model") or "firstlight",
         "optimize": _optimize(run),
@@ -320,7 +321,7 @@ def hush() -> None:
 
 def _draw(
     session: "Session",
-    request: config.Request,
+    request: Request,
     paths: Mapping[int, Path],
     done: list[dict[str, Any]],
     preview: Preview | None,

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from safelight.config import Request, cache_folder
+from safelight.config import cache_folder
 from safelight.errors import CannotPredict, EnvironmentProblem, UnknownName
 from safelight.optimizers.target import Target
 from safelight.planner.forecast import Chosen, Forecast
 from safelight.probe import blueprint as blueprints
 from safelight.probe import speed
+from safelight.request import Request
 from safelight.simulate import measurements
 from safelight.simulate.cost import Cost
 from safelight.simulate.measurements import Measurement

@@ -15,7 +15,6 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from safelight.config import MAX_SEED, Request
 from safelight.errors import DoesNotApply, OutOfMemory, SpoiledPicture, UsageError
 from safelight.measure.clock import Clock
 from safelight.optimizers.precision import kept_tensors
@@ -23,6 +22,7 @@ from safelight.optimizers.registry import swapped
 from safelight.optimizers.target import denoiser
 from safelight.optimizers.upcast import Float32Latents
 from safelight.probe.device import Device
+from safelight.request import MAX_SEED, Request
 from safelight.run import shortage
 from safelight.run.preview import Previews
 from safelight.sampling import predicted, schedulers, upscalers

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
-from safelight.config import MAX_SEED
 from safelight.errors import UsageError
+from safelight.request import MAX_SEED
 
 SCHEMA = 1
 PAIR_SIZE = 2

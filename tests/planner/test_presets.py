@@ -5,7 +5,6 @@ from functools import cache
 
 import pytest
 
-from safelight.config import Request
 from safelight.errors import UnknownName
 from safelight.optimizers import OPTIMIZERS
 from safelight.optimizers.configs import target_of_blueprint
@@ -13,6 +12,7 @@ from safelight.planner import Forecast, plan, wish
 from safelight.planner.claims import CLAIMS
 from safelight.planner.presets import PRESETS, applied, find
 from safelight.probe import blueprint, cards, known
+from safelight.request import Request
 from safelight.sampling import schedulers
 
 

@@ -9,9 +9,9 @@ from diffusers import StableDiffusionImg2ImgPipeline, UniPCMultistepScheduler
 from optimizers.off_decode import taesd_folder
 
 import safelight
-from safelight.config import Request
 from safelight.errors import DoesNotApply, OutOfMemory, SpoiledPicture, UnknownName, UsageError
 from safelight.measure.clock import Clock
+from safelight.request import Request
 from safelight.run import generate as run
 
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from safelight.config import Request
 from safelight.errors import DamagedModel, UsageError
+from safelight.request import Request
 from safelight.run import generate, latents
 from safelight.run.latents import Latents
 

@@ -6,9 +6,9 @@ import torch
 from optimizers.off_decode import nothing_is_previewed, taesd_folder
 
 import safelight
-from safelight.config import Request
 from safelight.errors import DidNotEngage, UnknownName, UsageError
 from safelight.optimizers import taesd
+from safelight.request import Request
 from safelight.run import generate as run
 from safelight.run.preview import Previews
 
