@@ -100,13 +100,17 @@ def clocked(run: Run, given: Any, kind: str) -> tuple[Any, float, float]:
     return made, time.perf_counter() - started, time.process_time() - spent
 
 
+def calls_after(seconds: float) -> int:
+    """How many calls are timed, after a first one of so many seconds that is not."""
+    return next((calls for limit, calls in CALLS if seconds <= limit), 0)
+
+
 def timed(run: Run, given: Any, kind: str) -> tuple[Any, dict[str, Any]]:
     """(result, seconds, ...). Memory is that of the first call, which is not among the timed ones unless it is long."""
     memory = PeakMemory(kind)
     made, seconds, spent = clocked(run, given, kind)
     grown = memory.growth()
-    again = next((calls for limit, calls in CALLS if seconds <= limit), 0)
-    samples = [clocked(run, given, kind)[1:] for _ in range(again)] or [(seconds, spent)]
+    samples = [clocked(run, given, kind)[1:] for _ in range(calls_after(seconds))] or [(seconds, spent)]
     seconds, spent = (statistics.median(column) for column in zip(*samples, strict=True))
     return made, {
         "seconds": seconds,

@@ -46,8 +46,14 @@ def dtype_name(asked: str) -> str:
 
 REQUEST_FIELDS = {field.name for field in fields(Request)}
 PLAN_FIELDS = ("goal", "vram", "max_seconds", "fidelity", "keep")  # what a plan is made for
-RUN_FIELDS = ("model", "vae", "lora", "device", "dtype", "optimize", "without", "out", *PLAN_FIELDS)
-LISTS = ("lora", "optimize", "without", "keep")  # in a file these may be lists of texts, too, and "optimize" a table
+RUN_FIELDS = ("model", "vae", "lora", "lora_dir", "device", "dtype", "optimize", "without", "out", *PLAN_FIELDS)
+LISTS = (
+    "lora",
+    "lora_dir",
+    "optimize",
+    "without",
+    "keep",
+)  # in a file these may be lists of texts, too, and "optimize" a table
 WORDS = ("optimize", "dtype")  # what is asked of the optimizers; see optimizers/words.py
 SETTINGS = frozenset(REQUEST_FIELDS) | frozenset(RUN_FIELDS)
 

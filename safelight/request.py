@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from safelight.errors import UnknownName, UsageError
@@ -22,6 +22,8 @@ MOST = {
     "mask_padding": 4096,
 }
 LEAST = {"mask_blur": 0, "mask_padding": 0}  # the others 1
+# numbers that are never left open
+ALWAYS = frozenset({"count", "batch_size", "clip_skip", "mask_blur", "mask_padding"})
 TEXTS = ("prompt", "negative")
 OPTIONAL_TEXTS = ("sampler", "schedule", "hires", "hires_upscaler", "init", "mask")
 # (least, most, what is usual)
@@ -36,6 +38,7 @@ RANGES: Mapping[str, tuple[float, float, str]] = {
     "denoise": (0, 1, "0.75 is usual"),
     "hires_denoise": (0, 1, "0.5 is usual"),
 }
+SHARES = frozenset({"variation_strength", "hires_denoise"})
 SEEDS = ("seed", "variation_seed", "eta_noise_seed_delta")
 CHOICES = {
     "rng": ("cpu", "nv"),
@@ -120,6 +123,10 @@ class Request:
         assert self.variation_seed is not None
         return [(self.variation_seed + i) % (MAX_SEED + 1) for i in range(self.count)]
 
+    def first_pass(self) -> "Request":
+        """The request for the first of two passes alone."""
+        return replace(self, hires=None, hires_steps=None, hires_denoise=HIRES_DENOISE, hires_upscaler=None)
+
     @property
     def sampler_options(self) -> dict[str, float]:
         """What is asked of the sampler beyond its name; A1111 writes 0 where s_tmax has no limit."""
@@ -150,6 +157,8 @@ def _check_texts(request: Request) -> None:
         value = getattr(request, name)
         if not _is_text(value) and not (value is None and name in OPTIONAL_TEXTS):
             raise UsageError(f"{_flag(name)} is {value!r:.80}: give valid Unicode text")
+        if name in OPTIONAL_TEXTS and value is not None and not value.strip():
+            raise UsageError(f"{_flag(name)} is empty: leave it out")
     if request.hires is not None and not _is_hires(request.hires):
         raise UsageError(f"hires is {request.hires!r:.80}: give a factor over 1 to {MOST_HIRES:g}, or WIDTHxHEIGHT")
 
@@ -167,13 +176,16 @@ def _is_hires(asked: str) -> bool:
 def _check_numbers(request: Request) -> None:
     for name, most in MOST.items():
         least = LEAST.get(name, 1)
-        if (value := getattr(request, name)) is not None and not _is_whole(value, least, most):
+        value = getattr(request, name)
+        if not _is_whole(value, least, most) and not (value is None and name not in ALWAYS):
             raise UsageError(f"{_flag(name)} is {value!r:.80}: give a whole number from {least} to {most}")
     for name, (low, high, usual) in RANGES.items():
-        if (value := getattr(request, name)) is not None and not (_is_number(value) and low <= value <= high):
+        value = getattr(request, name)
+        if not (_is_number(value) and low <= value <= high) and not (value is None and name not in SHARES):
             raise UsageError(f"{_flag(name)} is {value!r:.80}: give a number from {low} to {high:g}, {usual}")
     for name in SEEDS:
-        if (value := getattr(request, name)) is not None and not _is_whole(value, 0, MAX_SEED):
+        value = getattr(request, name)
+        if not _is_whole(value, 0, MAX_SEED) and not (value is None and name != "eta_noise_seed_delta"):
             raise UsageError(f"{_flag(name)} is {value!r:.80}: give a whole number from 0 to {MAX_SEED}")
     if not _is_whole(request.upscale, 1, 4) or request.upscale not in (1, 4):
         raise UsageError(f"upscale is {request.upscale!r:.80}: 1 and 4 are there")
@@ -192,6 +204,8 @@ NEEDS: tuple[tuple[str, str, Callable[[Request], bool]], ...] = (
     ("hires_steps", "hires", lambda r: r.hires_steps is not None),
     ("hires_upscaler", "hires", lambda r: r.hires_upscaler is not None),
     ("schedule", "sampler", lambda r: r.schedule is not None),
+    ("mask_area", "mask", lambda r: r.mask_area != "whole"),
+    ("mask_content", "mask", lambda r: r.mask_content != "original"),
 )
 
 

@@ -29,11 +29,14 @@ from safelight.planner.forecast import Chosen
 from safelight.probe.device import Device
 from safelight.request import Request
 from safelight.run import generate as run
+from safelight.run import settling
+from safelight.run.denoising import Progress
 from safelight.run.expected import Expected
-from safelight.run.generate import Checkpoint, Picture, Progress
+from safelight.run.generate import Picture
 from safelight.run.load import one_line_errors
 from safelight.run.preview import Previews, Show
-from safelight.sampling import schedulers, upscalers
+from safelight.sampling import upscalers
+from safelight.sampling.checkpoint import Checkpoint
 from safelight.simulate.cost import Cost
 
 if TYPE_CHECKING:
@@ -118,12 +121,12 @@ class Session:
     remember: bool = False
 
     def __post_init__(self) -> None:
-        run.check_supported(self.pipe)
+        settling.check_supported(self.pipe)
         self.checkpoint = Checkpoint.of(self.pipe)
         self._turn = Lock()
         self._undo: ExitStack | None = None
         self._planned_again = False
-        side = run.own_side_px(self.pipe)
+        side = settling.own_side_px(self.pipe)
         self.target = target_of(
             self.pipe,
             self.device,
@@ -205,7 +208,7 @@ class Session:
             count=self.batch_size,
             batch_size=self.batch_size,
         )
-        request = run.settle(self.pipe, request, self.defaults)
+        request = settling.settle(self.pipe, request, self.defaults, self.checkpoint)
         shown = self._previews(lambda step, images: None, 1) if self._previewer else None
         memory = PeakMemory(self.device.kind)
         for _ in range(max(proof.runs for proof in self._proofs)):
@@ -253,7 +256,7 @@ class Session:
 
     def settle(self, request: Request) -> Request:
         """The request as it will be run: the model's defaults filled in, the seed drawn. Raises UsageError."""
-        return run.settle(self.pipe, request, self.defaults)
+        return settling.settle(self.pipe, request, self.defaults, self.checkpoint)
 
     def start(
         self,
@@ -261,10 +264,12 @@ class Session:
         progress: Progress = lambda stage, done, total: None,
         preview: Show | None = None,
         preview_every: int = 1,
+        keep_first: bool = False,
     ) -> Run:
         """Begins a request; the pictures come from iterating the answer, each as soon as it is done.
 
         preview: is called after the first step and every `preview_every` more, while the batch holds the session.
+        keep_first: pictures carry that of the first of two passes, too.
         Raises UsageError when no optimizer of the plan decodes previews.
         """
         if self._undo is None:
@@ -285,6 +290,7 @@ class Session:
                 preview=shown,
                 turn=self._turn,
                 first=first,
+                keep_first=keep_first,
             )
 
         return Run(settled, self._drawn(draw, settled, clock, memory), clock, memory)
@@ -338,7 +344,7 @@ class Session:
         import torch
 
         from safelight.run.load import Loaded
-        from safelight.run.record import Record
+        from safelight.run.record import PICTURES, Record, file_hash, more_of
 
         loaded = self.loaded or Loaded(type(self.pipe).__name__, type(self.pipe).__name__)
         return Record(
@@ -349,7 +355,10 @@ class Session:
             steps=request.steps or 0,
             guidance=request.guidance,
             seed=picture.seed,
-            sampler=request.sampler or schedulers.label_of(self.pipe.scheduler),
+            sampler=request.sampler or self.checkpoint.cls,
+            schedule=request.schedule,
+            more=more_of(request, picture.index),
+            **{f"{name}_hash": file_hash(path) for name in PICTURES if (path := getattr(request, name))},
             model=loaded.asked,
             model_name=loaded.name,
             model_hash=loaded.sha256,

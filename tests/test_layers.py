@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "safelight"
 # lowest first; a module imports its own layer and those above it in this list
 LAYERS = (
     ("errors", "request", "config"),
-    ("probe", "measure.clock", "measure.memory", "sampling", "firstlight"),
+    ("probe", "measure.clock", "measure.memory", "sampling", "prompts", "firstlight"),
     ("simulate",),
     ("vae",),
     ("optimizers",),

@@ -14,6 +14,10 @@ from safelight.optimizers.attention import counting
 from safelight.planner import Wish, wish
 from safelight.request import Request
 from safelight.run import generate as run
+from safelight.run.decoding import decode
+from safelight.run.denoising import Watch
+from safelight.run.settling import settle
+from safelight.sampling.checkpoint import Checkpoint
 from safelight.session import Session
 
 WRITTEN, BATCH, PSNR, OFF, ELSEWHERE = (gathered(table) for table in ("WRITTEN", "BATCH", "PSNR", "OFF", "ELSEWHERE"))
@@ -23,11 +27,10 @@ NAMES = sorted(OPTIMIZERS)
 def draw(pipe, batch_size=1, steps=3):
     """float (batch, 3, 32, 32): what the pipeline draws as it stands now, before rounding to 8 bits."""
     request = Request("a cat", steps=steps, seed=5, count=batch_size, batch_size=batch_size, width=32, height=32)
-    request = run.settle(pipe, request, {})
-    checkpoint = run.Checkpoint.of(pipe)
-    scheduler = run._scheduler(request, checkpoint)()
-    latents = run._denoise(pipe, request, request.seeds(), scheduler, run.Clock(), lambda *_: None)
-    return run.decode(pipe, latents, request).float()
+    checkpoint = Checkpoint.of(pipe)
+    request = settle(pipe, request, {}, checkpoint)
+    passes = run._passes(pipe, request, checkpoint, tiny.cpu(), keep_first=False)
+    return decode(pipe, passes(request.seeds(), None, Watch()).latents, 32, 32).float()
 
 
 def psnr(a, b):

@@ -86,7 +86,7 @@ def test_a_record_of_a_picture_holds_what_makes_it_again(unet_pipe):
         record = session.record(started.request, list(started)[1])
     assert (record.prompt, record.seed, record.batch_index, record.batch_size) == ("a cat", 4, 1, 2)
     assert record.optimizers == (("prompt-cache", "3"),)
-    assert record.sampler == "Euler"
+    assert record.sampler == "EulerDiscreteScheduler", "the checkpoint's own"
 
 
 def test_load_opens_a_folder_and_plans(folder):

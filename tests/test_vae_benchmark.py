@@ -1,6 +1,7 @@
 """benchmarks/vae.py: each way is measured beside whole, and the page says which goals are met."""
 
 import json
+import statistics
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -48,8 +49,14 @@ def named(rows, way, dtype="float32"):
 def test_every_way_has_its_figures(rows):
     for row in rows:
         assert all(row[name] > 0 for name in MEASURED if name != "grown_bytes"), row["way"]
-        assert len(row["samples"]) > 1
+        assert row["samples"] and row["seconds"] == pytest.approx(statistics.median(row["samples"]))
         assert ("to_whole" in row) == (row["way"] != "whole")
+
+
+def test_a_short_call_is_timed_several_times_and_a_long_one_is_not_made_again(benchmark):
+    calls_after, longest = benchmark["worker"].calls_after, benchmark["worker"].LONG_SECONDS
+    made = [calls_after(seconds) for seconds in (0.0, 9.0, longest, longest + 1)]
+    assert made == sorted(made, reverse=True) and made[0] > made[2] > 1 and made[3] == 0
 
 
 def test_exact_is_the_whole_in_less_memory_and_tiles_are_not(rows):

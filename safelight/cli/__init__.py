@@ -15,10 +15,12 @@ import click
 
 import safelight
 from safelight import config
+from safelight.cli.advise import advise
 from safelight.cli.catalog import optimizers, translate
 from safelight.cli.draw import generate
 from safelight.cli.memory import measurements
 from safelight.cli.planning import plan, presets
+from safelight.cli.upscale import get, upscale
 from safelight.cli.vae import vae
 from safelight.errors import EnvironmentProblem, Interrupted, SafelightError, UnknownName, UsageError
 from safelight.report.terminal import harmless, say
@@ -50,7 +52,7 @@ def app() -> None:
     """Run diffusion models fast and in little memory, without spoiling the picture."""
 
 
-for command in (generate, plan, presets, optimizers, translate, measurements, vae):
+for command in (generate, plan, presets, advise, optimizers, translate, measurements, vae, upscale, get):
     app.add_command(command)
 
 

@@ -9,8 +9,9 @@ import click
 
 import safelight
 from safelight import config
-from safelight.cli.draw import PLANNED, hush, hyphens
-from safelight.errors import EnvironmentProblem, UsageError
+from safelight.cli.draw import hush, hyphens
+from safelight.cli.flags import PLANNED
+from safelight.errors import DoesNotApply, EnvironmentProblem, UsageError
 from safelight.optimizers import words
 from safelight.report.terminal import harmless, say
 
@@ -161,12 +162,16 @@ def _write(file: str, outlook: "Outlook", run: Mapping[str, Any]) -> None:
 def _sampler(name: str | None, outlook: "Outlook") -> str | None:
     """A preset's, where it is for this kind of model."""
     from safelight.sampling import schedulers
+    from safelight.sampling.checkpoint import Checkpoint
 
     scheduler = outlook.blueprint.scheduler
     if name is None or scheduler is None:
         return name
-    is_flow = scheduler.cls.__name__.startswith("FlowMatch")
-    return name if schedulers.find(name).flow == is_flow else None
+    try:
+        schedulers.check(schedulers.find(name), {}, Checkpoint(scheduler.cls.__name__, scheduler.config))
+    except DoesNotApply:
+        return None
+    return name
 
 
 # -- presets -----------------------------------------------------------------------------------------------------------

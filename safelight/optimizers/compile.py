@@ -6,7 +6,7 @@ compiled cannot show. Nothing global is left changed: what inductor and dynamo m
 
 import statistics
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 
 from safelight.errors import SpoiledPicture, UnknownName
 from safelight.measure.clock import synchronizer
-from safelight.optimizers.compiling import CUDA_GRAPH_MODES, freezes, predict, predict_blocks
+from safelight.optimizers.compiling import CUDA_GRAPH_MODES, freezes, predict, predict_blocks, predict_vae
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer, swapped
 from safelight.optimizers.target import Target, denoiser, models
 
@@ -34,6 +34,8 @@ def _fits(target: Target, mode: str, fullgraph: bool, dynamic: bool, parts: str,
     for part in parts.split("+"):
         if part not in PARTS:
             raise UnknownName("part to compile", part, PARTS)
+    if "vae" in parts and target.vae is None:
+        return "this pipeline has no VAE"
     if target.device.kind == "cpu" and mode == "reduce-overhead":
         return "reduce-overhead means CUDA graphs, and this is a CPU: use mode default"
     if target.device.elsewhere:
@@ -41,9 +43,8 @@ def _fits(target: Target, mode: str, fullgraph: bool, dynamic: bool, parts: str,
     return _no_compiler(target.device.kind) if backend == "inductor" else _no_backend(backend)
 
 
-def _fits_vae(target: Target, mode: str, fullgraph: bool, dynamic: bool, backend: str) -> str | None:
-    reason = "this pipeline has no VAE" if target.vae is None else None
-    return _fits(target, mode, fullgraph, dynamic, "vae", backend) or reason
+def _fits_vae(target: Target, **options: Any) -> str | None:
+    return _fits(target, parts="vae", **options)
 
 
 def _no_backend(backend: str) -> str | None:
@@ -54,10 +55,10 @@ def _no_backend(backend: str) -> str | None:
     return None
 
 
-def _fits_blocks(target: Target, mode: str, fullgraph: bool, dynamic: bool, backend: str) -> str | None:
+def _fits_blocks(target: Target, mode: str, **options: Any) -> str | None:
     if mode in CUDA_GRAPH_MODES:
         return f"{mode} means CUDA graphs, and a block called twice writes over its own output: use compile={mode}"
-    return _fits(target, mode, fullgraph, dynamic, "denoiser", backend)
+    return _fits(target, mode, parts="denoiser", **options)
 
 
 def _no_compiler(kind: str) -> str | None:
@@ -289,16 +290,9 @@ def compile_blocks(
     backend: str = "inductor",
 ) -> Iterator[Proof]:
     """Compile the denoiser's blocks one by one: far less compiling than the whole, and caches can skip them."""
-    recipe = Recipe(mode, fullgraph, dynamic, backend, freezes(target, backend))
-    meter = Meter(synchronizer(target.device.kind))
     model = denoiser(pipe)
-    with ExitStack() as stack:
-        stack.enter_context(settings(recipe))
-        hot, rest = meter.backend(recipe.compiler()), meter.backend(recipe.compiler())
-        for block in regions(model):
-            stack.enter_context(swapped(block, forward=Bucket(block.forward, meter, recipe, hot, rest)))
-        stack.enter_context(swapped(model, forward=meter.watched("denoiser", model.forward)))
-        yield Proof(meter.said, runs=SMOKE_RUNS, begin=meter.begin)
+    recipe = Recipe(mode, fullgraph, dynamic, backend, freezes(target, backend))
+    yield from _compiled(target, recipe, [Subject("denoiser", model, regions(model))])
 
 
 @optimizer(
@@ -320,19 +314,8 @@ def compile(  # the name that everybody knows it by
     backend: str = "inductor",
 ) -> Iterator[Proof]:
     """Compile whole parts (denoiser+vae+text_encoders); modes with CUDA graphs spare small models their launches."""
-    yield from _compiled(pipe, target, Recipe(mode, fullgraph, dynamic, backend, freezes(target, backend)), parts)
-
-
-def _compiled(pipe: Any, target: Target, recipe: Recipe, parts: str) -> Iterator[Proof]:
-    meter = Meter(synchronizer(target.device.kind))
-    with ExitStack() as stack:
-        stack.enter_context(settings(recipe))
-        for part, module in _modules(pipe, parts):
-            backends = meter.backend(recipe.compiler()), meter.backend(recipe.compiler())
-            bucket = Bucket(module.forward, meter, recipe, *backends)
-            forward = _own_output(bucket) if recipe.mode in CUDA_GRAPH_MODES else bucket
-            stack.enter_context(swapped(module, forward=meter.watched(part, forward)))
-        yield Proof(meter.said, runs=SMOKE_RUNS, begin=meter.begin)
+    recipe = Recipe(mode, fullgraph, dynamic, backend, freezes(target, backend))
+    yield from _compiled(target, recipe, _whole(pipe, parts))
 
 
 @optimizer(
@@ -341,9 +324,7 @@ def _compiled(pipe: Any, target: Target, recipe: Recipe, parts: str) -> Iterator
     fidelity=Fidelity.ROUNDING,
     source="https://docs.pytorch.org/docs/stable/generated/torch.compile.html",
     fits=_fits_vae,
-    predict=lambda cost, target, mode, fullgraph, dynamic, backend: predict(
-        cost, target, mode, fullgraph, dynamic, "vae", backend
-    ),
+    predict=predict_vae,
     price=PRICE,
 )
 def compile_vae(
@@ -355,13 +336,38 @@ def compile_vae(
     backend: str = "inductor",
 ) -> Iterator[Proof]:
     """Compile the VAE's decoder, beside whatever compiles the denoiser: for pictures of one size, one after another."""
-    yield from _compiled(pipe, target, Recipe(mode, fullgraph, dynamic, backend, freezes(target, backend)), "vae")
+    recipe = Recipe(mode, fullgraph, dynamic, backend, freezes(target, backend))
+    yield from _compiled(target, recipe, _whole(pipe, "vae"))
 
 
-def _modules(pipe: Any, parts: str) -> list[tuple[str, Any]]:
-    named = {"denoiser": [denoiser(pipe)], "vae": [pipe.vae.decoder]}
-    named["text_encoders"] = [part for name, part in models(pipe).items() if name.startswith("text_encoder")]
-    return [(part, module) for part in parts.split("+") for module in named[part]]
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A part whose calls are timed and compared. inside: what is compiled of it, with one compiler for all."""
+
+    part: str
+    module: Any
+    inside: Sequence[Any]
+
+
+def _whole(pipe: Any, parts: str) -> list[Subject]:
+    named = {"denoiser": lambda: [denoiser(pipe)], "vae": lambda: [pipe.vae.decoder]}
+    named["text_encoders"] = lambda: [part for name, part in models(pipe).items() if name.startswith("text_encoder")]
+    return [Subject(part, module, [module]) for part in parts.split("+") for module in named[part]()]
+
+
+def _compiled(target: Target, recipe: Recipe, subjects: Sequence[Subject]) -> Iterator[Proof]:
+    meter = Meter(synchronizer(target.device.kind))
+    with ExitStack() as stack:
+        stack.enter_context(settings(recipe))
+        for subject in subjects:
+            hot, rest = meter.backend(recipe.compiler()), meter.backend(recipe.compiler())
+            for module in subject.inside:
+                bucket = Bucket(module.forward, meter, recipe, hot, rest)
+                forward = _own_output(bucket) if recipe.mode in CUDA_GRAPH_MODES else bucket
+                stack.enter_context(swapped(module, forward=forward))
+            watched = meter.watched(subject.part, subject.module.forward)
+            stack.enter_context(swapped(subject.module, forward=watched))
+        yield Proof(meter.said, runs=SMOKE_RUNS, begin=meter.begin)
 
 
 def _own_output(forward: Callable[..., Any]) -> Callable[..., Any]:

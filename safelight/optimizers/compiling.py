@@ -1,6 +1,7 @@
 """What compiling costs, once, and what it leaves of the seconds: the predictions of compile.py."""
 
 from dataclasses import replace
+from typing import Any
 
 from safelight.optimizers.target import Target
 from safelight.simulate.cost import Cost, phase_of
@@ -62,8 +63,12 @@ def _with_second_copies(cost: Cost, compiled: list[str]) -> Cost:
     return cost
 
 
-def predict_blocks(cost: Cost, target: Target, mode: str, fullgraph: bool, dynamic: bool, backend: str) -> Cost:
-    after = predict(cost, target, mode, fullgraph, dynamic, "denoiser", backend)
+def predict_vae(cost: Cost, target: Target, **options: Any) -> Cost:
+    return predict(cost, target, parts="vae", **options)
+
+
+def predict_blocks(cost: Cost, target: Target, **options: Any) -> Cost:
+    after = predict(cost, target, parts="denoiser", **options)
     alike = 1.0 if is_unet(target) else ALIKE
     return replace(after, once=cost.once + (after.once - cost.once) / alike)
 

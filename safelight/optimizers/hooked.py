@@ -78,7 +78,7 @@ class Runs:
         return True
 
     def _enter(self, told: float) -> None:
-        timesteps = [float(t) for t in self._timesteps]
+        timesteps = self._timesteps.tolist()
 
         def miss(unit: Callable[[float], float]) -> float:
             return min(abs(unit(told) - t) for t in timesteps)

@@ -1,6 +1,7 @@
 """Where in a run the denoiser is, for optimizers that act on some steps only."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 
@@ -14,25 +15,28 @@ class Steps:
 
     pipe: Any
     index: int = -1
-    total: int = 0  # steps of the whole run: different timesteps of the scheduler, as a second evaluation repeats one
+    total: int = 0  # steps of the whole run; a second evaluation that repeats a timestep is none
     _last: float = field(default=float("inf"), repr=False)
+    _schedule: Any = field(default=None, repr=False)  # the very tensor: every run of a pipeline makes a new one
 
     def begin(self, pipe: Any) -> None:
         """A new run: forget the last one, wherever it stopped."""
-        self.pipe, self.index, self._last = pipe, -1, float("inf")
+        self.pipe, self.index, self._schedule = pipe, -1, None
 
     def see(self, timestep: Any) -> bool:
         """Called with the timestep (number, or tensor of any shape) of every call. True if a new run begins with it.
 
-        Noise falls in a run, so a timestep above the last one begins the next: so it does in a call of the pipeline
-        that no session announced. Reading it waits for the device once per call.
+        So it does where the scheduler was set anew, also in a call of the pipeline that no session announced. Noise may
+        rise within a run: Restart goes back, and churn adds some. Reading the timestep waits for the device once per
+        call.
         """
         now = float(timestep.flatten()[0]) if hasattr(timestep, "flatten") else float(timestep)
-        begins = self.index < 0 or now > self._last
+        begins = self.pipe.scheduler.timesteps is not self._schedule
         if begins:
-            self.index = 0
-            self.total = len({float(t) for t in self.pipe.scheduler.timesteps})
-        elif now < self._last:
+            self._schedule = self.pipe.scheduler.timesteps
+            timesteps = self._schedule.tolist()
+            self.index, self.total = 0, 1 + sum(a != b for a, b in pairwise(timesteps))
+        elif now != self._last:
             self.index += 1
         self._last = now
         return begins

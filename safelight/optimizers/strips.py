@@ -1,31 +1,27 @@
-"""The VAE in strips of rows or in blended tiles of our own: vae/, as optimizers."""
+"""The VAE in strips of rows or in blended tiles of our own: vae/, as optimizers.
+
+What does the work is imported where it is used: every `--help` lists optimizers, and the engine is a dozen modules.
+"""
 
 import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safelight.config import bytes_of
 from safelight.errors import UnknownName, UsageError
 from safelight.optimizers.registry import Fidelity, Proof, Stage, optimizer
-from safelight.optimizers.target import Target
-from safelight.probe.blueprint import Blueprint, Part
+from safelight.optimizers.target import Part, Target
 from safelight.simulate import inputs
 from safelight.simulate.cost import Cost
-from safelight.simulate.fake import fake
-from safelight.vae import seams, tiles
-from safelight.vae.blending import BLENDED, Blending, blending
-from safelight.vae.running import Exact
+from safelight.vae.families import BLENDED, EXACT
 
-# decoded here as a whole and in strips, and compared: tests/vae/test_engine.py
-EXACT = (
-    *BLENDED,
-    *("AutoencoderKLTemporalDecoder", "AutoencoderKLHunyuanImage", "AutoencoderKLHunyuanVideo"),
-    *("AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLLTXVideo", "AutoencoderKLMochi"),
-    *("AutoencoderKLCogVideoX", "AutoencoderKLMagvit"),
-)
+if TYPE_CHECKING:
+    from safelight.vae.blending import Blending
+    from safelight.vae.running import Exact
+
 SHARES = {"fast": 1.0, "small": 0.6, "smallest": 0.0}  # of what the fastest plan takes
 PLANS = tuple(SHARES)
 LEAST_PX = 512
@@ -54,42 +50,50 @@ def _pointless(target: Target) -> str | None:
 
 def _predict(cost: Cost, target: Target, plan: str, budget: str) -> Cost:
     """By the engine's own plans: bytes as they are, seconds by their multiply-adds."""
-    assert target.vae is not None, "`fits` has said that there is none"
-    known = _foreseen(target.vae.cls, _config(target), target.height, target.width, target.frames)
-    if known is None:
+    vae = _vae(target)
+    if target.frames > 1 or vae.cls.__name__ not in BLENDED:  # what needs more than a picture
         return cost
-    exact, latents, weights = known
-    narrow = cost.parts["vae"].total / weights if weights else 1.0  # 0.5 in 16 bits
+    exact, latents, weights = _foreseen(vae.cls, _config(vae), target.height, target.width)
+    narrow = _narrow(cost, weights)
     exact = replace(exact, share=SHARES[plan], budget_bytes=round(bytes_of(budget) / narrow) if budget else None)
     chosen = exact.plan(latents)
-    pictures = (target.batch_size - 1) * target.frames * target.height * target.width * 3 * 4
+    done = (target.batch_size - 1) * _picture_bytes(target)
     cost = cost.scaled(decode=chosen.work / exact.whole_work * PACE)
-    return cost.changed("decode", live=round((chosen.peak_bytes + pictures) * narrow))
+    return cost.changed("decode", live=round((chosen.peak_bytes + done) * narrow))
 
 
-@contextmanager
-def _faked(cls: type, config: str, height: int, width: int) -> Iterator[tuple[Any, Any, int]]:
-    """(VAE, latents of one picture, bytes of the weights) in float32, without numbers."""
-    import torch
+def _vae(target: Target) -> Part:
+    assert target.vae is not None, "`fits` has said that there is none"
+    return target.vae
 
-    made = json.loads(config)
-    part = Part(cls, made)
-    fakes, px = fake(Blueprint(cls.__name__, cls, {"vae": part}, None, width, height)), inputs.factor(part)
-    with fakes.active():
-        vae = fakes.pipe.components["vae"]
-        weights = sum(p.numel() * p.element_size() for p in vae.parameters())
-        yield vae, torch.empty(1, made["latent_channels"], height // px, width // px), weights
+
+def _config(vae: Part) -> str:
+    return json.dumps(dict(vae.config), sort_keys=True, default=repr)
+
+
+def _narrow(cost: Cost, weights: int) -> float:
+    """Bytes of a number, relative to those of float32: 0.5 in 16 bits. weights: bytes of all in float32."""
+    return cost.parts["vae"].total / weights if weights else 1.0
+
+
+def _picture_bytes(target: Target) -> int:
+    """Of one picture in float32."""
+    return target.height * target.width * 3 * 4
 
 
 @functools.lru_cache(maxsize=16)
-def _foreseen(cls: type, config: str, height: int, width: int, frames: int) -> tuple[Exact, Any, int] | None:
-    """(plans on fake tensors, latents, bytes of the weights) in float32; None for what needs more than a picture."""
-    if frames > 1 or cls.__name__ not in BLENDED:
-        return None
-    with _faked(cls, config, height, width) as (vae, latents, weights):
+def _foreseen(cls: type, config: str, height: int, width: int) -> "tuple[Exact, Any, int]":
+    """(plans on tensors without numbers, latents, bytes of the weights) in float32."""
+    from safelight.vae import advice, seams
+
+    with advice.faked(Part(cls, json.loads(config)), height, width) as (vae, latents):
         exact = seams.exact_of(vae, "decode")
         exact.plans(latents)
-    return exact, latents, weights
+        return exact, latents, _weight_bytes(vae)
+
+
+def _weight_bytes(vae: Any) -> int:
+    return sum(weight.nbytes for weight in vae.parameters())
 
 
 @optimizer(
@@ -108,6 +112,8 @@ def exact_vae(pipe: Any, target: Target, plan: str = "fast", budget: str = "") -
     plan: fast, small or smallest, what of the decode is stored and what is computed again; budget: "1GiB", the fastest
     plan within so many bytes, beside weights and the pictures that are done.
     """
+    from safelight.vae import seams
+
     exactly = seams.exactly(pipe.vae, "decode", bytes_of(budget) if budget else None)
     with exactly as exact, scaled_instead_of_upcast(pipe.vae, target.device.kind):
         exact.share = SHARES[plan]
@@ -131,7 +137,7 @@ def scaled_instead_of_upcast(vae: Any, kind: str) -> Iterator[None]:
         vae._internal_dict = before
 
 
-def _said(exact: Exact) -> str:
+def _said(exact: "Exact") -> str:
     if not exact.used:
         return ""
     passes = [len(task.strips) for task in exact.used[0].tasks if task.order]
@@ -159,34 +165,26 @@ def _no_tiles(target: Target) -> str | None:
     return None if name in BLENDED else f"Safelight does not cut {name} into tiles: vae-tiling may"
 
 
-def _grid(target: Target, tile_px: int, overlap: float) -> tiles.Grid:
-    assert target.vae is not None, "`fits` has said that there is none"
-    px = inputs.factor(target.vae)
-    tile = tile_px // px
-    return tiles.grid(target.height // px, target.width // px, tile, round(overlap * tile), even=True)
-
-
-def _config(target: Target) -> str:
-    assert target.vae is not None, "`fits` has said that there is none"
-    return json.dumps(dict(target.vae.config), sort_keys=True, default=repr)
-
-
 def _blended_predict(cost: Cost, target: Target, tile_px: int, overlap: float) -> Cost:
     """On a CPU by the plans of crops and tiles; else work goes with the pixels that are decoded, memory with one tile
     and the picture in float32."""
-    if target.device.kind == "cpu" and target.frames == 1:
-        assert target.vae is not None, "`fits` has said that there is none"
-        nbytes, work, weights = _tiles_foreseen(
-            target.vae.cls, _config(target), target.height, target.width, tile_px, overlap
-        )
-        narrow = cost.parts["vae"].total / weights if weights else 1.0
-        pictures = (target.batch_size - 1) * target.height * target.width * 3 * 4
-        return cost.scaled(decode=work * PACE).changed("decode", live=round(nbytes * narrow) + pictures)
-    grid = _grid(target, tile_px, overlap)
+    if target.device.kind != "cpu" or target.frames > 1:
+        return _tiles_guessed(cost, target, tile_px, overlap)
+    vae, sides = _vae(target), (target.height, target.width)
+    nbytes, work, weights = _tiles_foreseen(vae.cls, _config(vae), *sides, tile_px, overlap)
+    live = round(nbytes * _narrow(cost, weights)) + (target.batch_size - 1) * _picture_bytes(target)
+    return cost.scaled(decode=work * PACE).changed("decode", live=live)
+
+
+def _tiles_guessed(cost: Cost, target: Target, tile_px: int, overlap: float) -> Cost:
+    from safelight.vae import tiles
+
+    px = inputs.factor(_vae(target))
+    tile = tile_px // px
+    grid = tiles.grid(target.height // px, target.width // px, tile, round(overlap * tile), even=True)
     largest = grid.tile[0] * grid.tile[1] / (grid.size[0] * grid.size[1])
-    picture = target.batch_size * target.height * target.width * 3 * 4
-    cost = cost.scaled(decode=tiles.decoded_share(grid))
-    return cost.changed("decode", live=round(cost.decode.live * largest) + picture)
+    live = round(cost.decode.live * largest) + target.batch_size * _picture_bytes(target)
+    return cost.scaled(decode=tiles.decoded_share(grid)).changed("decode", live=live)
 
 
 @functools.lru_cache(maxsize=16)
@@ -194,12 +192,16 @@ def _tiles_foreseen(
     cls: type, config: str, height: int, width: int, tile_px: int, overlap: float
 ) -> tuple[int, float, int]:
     """(bytes, work relative to the whole's, bytes of the weights) in float32."""
-    with _faked(cls, config, height, width) as (vae, latents, weights):
+    from safelight.vae import advice, seams
+    from safelight.vae.blending import Blending
+
+    with advice.faked(Part(cls, json.loads(config)), height, width) as (vae, latents):
         blending = Blending(vae, "decode", tile_px, overlap)
         grid = blending.grid(latents)
         whole = seams.exact_of(vae, "decode")
         whole.plans(latents)
-        return blending.peak_bytes(latents, grid), blending.work(latents, grid) / whole.whole_work, weights
+        work = blending.work(latents, grid) / whole.whole_work
+        return blending.peak_bytes(latents, grid), work, _weight_bytes(vae)
 
 
 @optimizer(
@@ -213,11 +215,13 @@ def _tiles_foreseen(
 )
 def blended_vae(pipe: Any, target: Target, tile_px: int = 512, overlap: float = 0.25) -> Iterator[Proof]:
     """Decode in equal tiles with cosine ramps, blended in place: what diffusers' tiling does, in less time."""
+    from safelight.vae.blending import blending
+
     with blending(pipe.vae, tile_px, overlap) as tiled:
         yield Proof(lambda: _tiles_said(tiled), begin=lambda pipe: tiled.counts.clear())
 
 
-def _tiles_said(tiled: Blending) -> str:
+def _tiles_said(tiled: "Blending") -> str:
     count = sum(tiled.counts)
     return f"{count} tiles of {tiled.tile_px} px at most" if count > len(tiled.counts) else ""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safelight.errors import OutOfMemory, UnknownName, UsageError
+from safelight.errors import OutOfMemory, UnknownName
 from safelight.measure.memory import collected_later
 from safelight.optimizers.configs import target_of_blueprint
 from safelight.optimizers.registry import OPTIMIZERS, Registry
@@ -110,7 +110,7 @@ def look_ahead(
     Raises what `blueprint.read` and `plan` do, and CannotPredict.
     """
     blueprint = read(model, config_folder=config_folder) if isinstance(model, str) else model
-    _check_size(blueprint, width=width, height=height)
+    inputs.check_sides(inputs.multiple(blueprint), width=width, height=height)
     target = target_of_blueprint(
         blueprint,
         machine.device,
@@ -132,15 +132,6 @@ def look_ahead(
             of_batch(size).keep()
 
     return at(batch_size) if batch_size else _in_batches(at, of_batch, wish, registry)
-
-
-def _check_size(blueprint: Blueprint, **sides: int | None) -> None:
-    least = inputs.multiple(blueprint)
-    for name, side in sides.items():
-        if side is not None and side % least:
-            below = side // least * least
-            near = f"{below} and {below + least}" if below else str(least)
-            raise UsageError(f"{name} is {side}: this model draws multiples of {least} pixels ({near} are near)")
 
 
 def _plan(forecast: Forecast, wish: Wish, registry: Registry) -> Plan:

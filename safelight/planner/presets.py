@@ -14,6 +14,8 @@ from safelight.planner.claims import CLAIMS
 from safelight.planner.plans import Plan
 
 AUTO = "auto"  # as a batch size: the best there is
+# what is for drawing alone: a plan is made for the first pass, whatever draws it
+DRAWN = ("schedule", "hires", "hires_steps", "hires_denoise", "hires_upscaler")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class Preset:
     """summary: what it is for. guide, section: where it comes from. wanted: what the guide's own set names.
 
     All others are what it asks for, None where it leaves that open; `device` is a card that the guide has in mind, for
-    plans alone. keep: optimizers to plan around, as -o takes them.
+    plans alone. keep: optimizers to plan around, as -o takes them. From `count` on they are as in Request; width and
+    height are the first pass's.
     """
 
     summary: str
@@ -63,10 +66,16 @@ class Preset:
     steps: int | None = None
     guidance: float | None = None
     sampler: str | None = None
+    count: int | None = None
+    schedule: str | None = None
+    hires: str | None = None
+    hires_steps: int | None = None
+    hires_denoise: float | None = None
+    hires_upscaler: str | None = None
 
     @property
     def asks(self) -> dict[str, Any]:
-        """Argument of `safelight.plan` -> value, without what it leaves open."""
+        """Argument of `safelight.plan`, or of a Request alone (DRAWN) -> value, without what it leaves open."""
         told = ("summary", "guide", "section", "wanted")
         named = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in told}
         return {name: value for name, value in named.items() if value is not None}
@@ -93,6 +102,13 @@ def applied(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     if kept := asked.get("keep"):
         asked["keep"] = words.merged([[kept], [said.pop("keep", "")]]).mapping
     return asked | said
+
+
+def planned(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """As `applied`, for `opening.foreseen`: without what is for drawing alone, and `count` as its `pictures`."""
+    asked = {key: value for key, value in applied(name, given).items() if key not in DRAWN}
+    count = asked.pop("count", None)
+    return asked if count is None else {"pictures": count} | asked
 
 
 def _verdict(wanted: Wanted, plan: Plan) -> Verdict:
@@ -132,6 +148,11 @@ GRAPHS = Wanted("torch.compile, reduce-overhead", COMPILERS, "graphs-with-offloa
 TOME = Wanted("token merging", ("token-merging",), "tome-under-offload")
 CACHE = Wanted("first-block cache", CACHES)
 TUNED_VAE = Wanted("a tuned VAE", (), "other-vae")
+EMA_VAE = Wanted("vae-ft-ema-560000 (--vae ft-ema)", (), "other-vae")
+# the guide's own has to be fetched (safelight get), and a latent one leaves a grid at 0.5:
+# https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/14706
+UPSCALER = "Lanczos"
+TO_768 = Wanted("768x768 by a highres fix of 1.5 times with R-ESRGAN 4x+: here with Lanczos", (), "highres")
 TIMES = Wanted("15, 25 and 40 times as fast in 2, 1.5 and 1 GB", (), "times-15")
 FEWER_STEPS = Wanted("DPM-Solver++ in 20 steps", (), "sampler")
 
@@ -293,23 +314,27 @@ PRESETS: Mapping[str, Preset] = {
         vram="4GiB",
     ),
     "ultra": Preset(
-        "SD1.5 at its best, at 768 px",
+        "SD1.5 at its best: drawn at 512 px, and at 768 px by a second pass",
         VAE,
-        "Ultra quality",
-        (Wanted("DPM++ SDE Karras", (), "second-order"), TUNED_VAE, Wanted("highres fix, 1.5 times", (), "highres")),
+        "10, Ultra quality",
+        (Wanted("DPM++ SDE Karras", (), "second-order"), EMA_VAE, TO_768),
         goal="quality",
         model="sd15",
-        width=768,
-        height=768,
+        width=512,
+        height=512,
         steps=30,
         guidance=7.5,
-        sampler="DPM++ 2M SDE Karras",
+        sampler="DPM++ SDE Karras",
+        hires="1.5",
+        hires_steps=20,
+        hires_denoise=0.5,
+        hires_upscaler=UPSCALER,
     ),
     "balanced": Preset(
         "SD1.5, four pictures at a time",
         VAE,
-        "Balanced",
-        (TUNED_VAE, Wanted("a batch of 4 on an RTX 3080 with 16 GB", (), "card-16gb")),
+        "10, Balanced",
+        (EMA_VAE, Wanted("a batch of 4 on an RTX 3080 with 16 GB", (), "card-16gb")),
         model="sd15",
         width=512,
         height=512,
@@ -317,12 +342,13 @@ PRESETS: Mapping[str, Preset] = {
         steps=20,
         guidance=7.0,
         sampler="DPM++ 2M Karras",
+        count=4,
     ),
     "speed": Preset(
         "SD1.5 in few steps, six pictures at a time",
         VAE,
-        "Speed",
-        (TUNED_VAE, Wanted("a batch of 6 on an RTX 3080 with 16 GB", (), "card-16gb")),
+        "10, Speed",
+        (EMA_VAE, Wanted("a batch of 6 on an RTX 3080 with 16 GB", (), "card-16gb")),
         goal="fast",
         model="sd15",
         width=512,
@@ -331,5 +357,38 @@ PRESETS: Mapping[str, Preset] = {
         steps=15,
         guidance=6.5,
         sampler="Euler a",
+        count=6,
+    ),
+    "exploration": Preset(
+        "eight pictures to choose from, four at a time",
+        VAE,
+        "5, Batch count strategy",
+        (Wanted("a batch of 4 on an RTX 3080 with 16 GB", (), "card-16gb"),),
+        batch_size=4,
+        count=8,
+    ),
+    "final-run": Preset(
+        "one picture, and nothing that changes a bit of it",
+        VAE,
+        "5, Batch count strategy",
+        goal="quality",
+        batch_size=1,
+        count=1,
+    ),
+    "highres-fix": Preset(
+        "SD1.5 in two passes: drawn at 512 px, and at 768 px from there",
+        VAE,
+        "4, Highres fix optimization, and 7, Two-pass generation",
+        (TO_768,),
+        model="sd15",
+        width=512,
+        height=512,
+        steps=20,
+        guidance=7.0,
+        sampler="DPM++ 2M Karras",
+        hires="1.5",
+        hires_steps=15,
+        hires_denoise=0.5,
+        hires_upscaler=UPSCALER,
     ),
 }

@@ -203,13 +203,17 @@ def _vae(asked: str, dtype: Any, allow_pickle: bool) -> Any:
     return AutoencoderKL.from_single_file(source.place, dtype=dtype)
 
 
-def split_scale(lora: str) -> tuple[str, float]:
-    """ "style.safetensors=0.7" -> ("style.safetensors", 0.7). Raises UsageError."""
+def split_scale(lora: str) -> tuple[str, float, float]:
+    """ "style.safetensors=0.7" -> ("style.safetensors", 0.7, 0.7): of the text encoders, and of the denoiser.
+
+    "=0.5:0.8" gives each its own. Raises UsageError.
+    """
     path, equals, text = lora.rpartition("=")
     if not equals:
-        return lora, 1.0
+        return lora, 1.0, 1.0
+    words, _, denoiser = text.partition(":")
     try:
-        return path, float(text)
+        return path, float(words), float(denoiser or words)
     except ValueError as error:
         raise UsageError(f"--lora {lora}: the weight {text!r} is not a number") from error
 
@@ -226,12 +230,13 @@ def _check_loras(loras: tuple[str, ...]) -> None:
 
 def _add_loras(pipe: Any, loras: tuple[str, ...]) -> None:
     scales = {}
-    for i, (asked, scale) in enumerate(map(split_scale, loras)):
+    for i, (asked, words, denoiser) in enumerate(map(split_scale, loras)):
         path = Path(asked).expanduser()
         name = f"lora{i}"
         with one_line_errors(asked):
             pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name, local_files_only=True)
-        if not any(name in names for names in pipe.get_list_adapters().values()):
+        parts = [part for part, names in pipe.get_list_adapters().items() if name in names]
+        if not parts:
             raise DamagedModel(f"{asked} holds no LoRA that fits this model")
-        scales[name] = scale
+        scales[name] = {part: words if part.startswith("text_encoder") else denoiser for part in parts}
     pipe.set_adapters(list(scales), list(scales.values()))

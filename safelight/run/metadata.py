@@ -1,137 +1,29 @@
 """Pictures that say how they were made: A1111's `parameters` text for people and other tools, and a JSON twin, exact.
 
 Comes in: a picture and its Record. Goes out: a PNG, JPEG or WebP file, whole or not at all; and back again. Files to
-read are taken for hostile. Source of the text format: AUTOMATIC1111/stable-diffusion-webui,
-modules/infotext_utils.py and processing.py (create_infotext), 1.10.
+read are taken for hostile. Not known here: what stands in the texts; see infotext.py and record.py.
 """
 
 import errno
 import io
-import json
 import os
-import re
 import secrets
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safelight.errors import EnvironmentProblem, UsageError
-from safelight.run.record import Record, is_text
+from safelight.run.infotext import infotext
+from safelight.run.record import Record
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_TEXT_BYTES = 2**20  # of either text: far over any prompt, and what Pillow takes for a bomb
 MAX_JPEG_EXIF_BYTES = 65533  # a JPEG segment counts its length, two bytes of it, in 16 bits
-
-# A1111 1.10, modules/sd_schedulers.py, and Forge's Turbo
-SCHEDULES = (
-    *("Automatic", "Uniform", "Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal"),
-    *("Align Your Steps", "Simple", "Normal", "DDIM", "Beta", "Turbo"),
-)
-SAMPLER_WITH_SCHEDULE = re.compile(rf"(.+?) ({'|'.join(SCHEDULES)})", re.DOTALL)
-
-# A1111's own pattern finds the same, but takes quadratic time on a long foreign line: hence no leading \s*, which
-# changes no group, and no name longer than 100 characters
-FIELD = re.compile(r'(\w[\w \-/]{1,99}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-LEAST_FIELDS = 3
-NEGATIVE = "Negative prompt:"
-
-
-def infotext(record: Record) -> str:
-    """A1111's `parameters` text: the prompt, the negative prompt if there is one, and one line of fields."""
-    line = ", ".join(key if key == value else f"{key}: {_quoted(value)}" for key, value in _fields(record).items())
-    negative = f"\n{NEGATIVE} {record.negative}" if record.negative else ""
-    return f"{record.prompt}{negative}\n{line}".strip()
-
-
-def _fields(record: Record) -> dict[str, str]:
-    """In A1111's order, those without a value left out."""
-    sampler, schedule = _split(record.sampler)
-    upscaled = record.upscale > 1
-    values = {
-        "Steps": record.steps,
-        "Sampler": sampler,
-        "Schedule type": schedule,
-        "CFG scale": None if record.guidance is None else _plain(record.guidance),
-        "Seed": record.seed,
-        "Size": f"{record.width}x{record.height}",
-        "Model hash": record.model_hash and record.model_hash[:10],
-        "Model": record.model_name,
-        "VAE": Path(record.vae).name if record.vae else None,
-        "RNG": "CPU",
-        "Postprocess upscale by": record.upscale if upscaled else None,
-        "Postprocess upscaler": record.upscaler if upscaled else None,
-        "Optimizers": ", ".join(f"{name}={value}" if value else name for name, value in record.optimizers) or None,
-        "Version": f"safelight {record.versions['safelight']}" if "safelight" in record.versions else None,
-    }
-    return {key: str(value) for key, value in values.items() if value is not None}
-
-
-def _split(sampler: str) -> tuple[str, str | None]:
-    """ "DPM++ 2M Karras" -> ("DPM++ 2M", "Karras"); without a schedule ("Euler", None)."""
-    found = SAMPLER_WITH_SCHEDULE.fullmatch(sampler)
-    return (found[1], found[2]) if found else (sampler, None)
-
-
-def _plain(number: float) -> float:
-    """7.0 -> 7, as A1111's page writes it."""
-    return int(number) if number == int(number) else number
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if re.search("[,\n:]", text) else text
-
-
-def parse_infotext(text: str) -> tuple[str, str, dict[str, str]]:
-    """(prompt, negative, fields) by A1111's rules; "Size: 512x768" becomes "Size-1" and "Size-2", as there.
-
-    The format itself cannot carry everything; the JSON twin can. Of every prompt line the white space at both ends is
-    lost, and so are empty lines before the first full one. A prompt line that begins with "Negative prompt:" begins the
-    negative prompt. The last line is taken for fields when three of them are found in it; a "Steps: 1, ..." line inside
-    a prompt of ours is safe, as another line follows. A field's value loses white space at its start, and quotes around
-    it if it has no comma, colon or line break; it is not there at all when empty or equal to its name.
-    """
-    *lines, last = text.strip().split("\n")
-    found = FIELD.findall(last)
-    if len(found) < LEAST_FIELDS:
-        lines, found = [*lines, last], []
-    prompt, negative = _prompts(lines)
-    values: dict[str, str] = {}
-    for key, value in found:
-        values |= _field(key, _unquoted(value))
-    return prompt, negative, values
-
-
-def _prompts(lines: list[str]) -> tuple[str, str]:
-    prompt: list[str] = []
-    negative: list[str] = []
-    part = prompt
-    for line in map(str.strip, lines):
-        if line.startswith(NEGATIVE):
-            part = negative
-            line = line.removeprefix(NEGATIVE).strip()
-        if line or part:
-            part.append(line)
-    return "\n".join(prompt), "\n".join(negative)
-
-
-def _field(key: str, value: str) -> dict[str, str]:
-    if size := re.match(r"^(\d+)x(\d+)$", value):
-        return {f"{key}-1": size[1], f"{key}-2": size[2]}
-    return {key: value} if value else {}
-
-
-def _unquoted(value: str) -> str:
-    if not (value.startswith('"') and value.endswith('"')):
-        return value
-    try:
-        text = json.loads(value)
-    except ValueError:
-        return value
-    return text if is_text(text) else value
 
 
 def write(
@@ -268,27 +160,37 @@ DAMAGE = (
 )
 
 
+@contextmanager
+def opened(path: Path, formats: list[str] | tuple[str, ...], unknown: str) -> "Iterator[Image.Image]":
+    """A picture that may be hostile, to be decoded inside. formats: as Pillow names them; unknown: told of all others.
+
+    Raises UsageError for what is not a whole picture or is larger than Pillow's MAX_IMAGE_PIXELS, also from inside.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=formats) as image:
+            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UsageError(f"{shown(path)} has more pixels than are safe to read ({Image.MAX_IMAGE_PIXELS})") from error
+    except UnidentifiedImageError as error:
+        raise UsageError(f"{shown(path)} {unknown}") from error
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UsageError(f"cannot read {shown(path)}: {reason(error)}") from error
+        raise UsageError(f"{shown(path)} is damaged or not whole") from error
+
+
 def read(path: Path) -> tuple[Record | None, str | None]:
     """What a PNG, JPEG or WebP file says of itself: (JSON twin, infotext), each None where it is not there.
 
     Raises UsageError for what is not a whole picture, is larger than Pillow's MAX_IMAGE_PIXELS, or says too much.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError
-            image.load()
-            twin, text = _texts(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UsageError(f"{shown(path)} has more pixels than are safe to read ({Image.MAX_IMAGE_PIXELS})") from error
-    except UnidentifiedImageError as error:
-        raise UsageError(f"{shown(path)} is not a PNG, JPEG or WebP picture") from error
-    except DAMAGE as error:
-        if isinstance(error, OSError) and error.errno:
-            raise UsageError(f"cannot read {shown(path)}: {reason(error)}") from error
-        raise UsageError(f"{shown(path)} is damaged or not whole") from error
+    with opened(path, ("PNG", "JPEG", "WEBP"), "is not a PNG, JPEG or WebP picture") as image:
+        image.load()
+        twin, text = _texts(image)
     if max(len(twin or ""), len(text or "")) > MAX_TEXT_BYTES:
         raise UsageError(f"{shown(path)} carries more than 1 MiB of text: not read")
     return (None if twin is None else Record.from_json(twin)), text

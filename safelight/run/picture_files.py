@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from safelight.errors import EnvironmentProblem, SpoiledPicture, UsageError
 from safelight.optimizers.registry import swapped
 from safelight.probe import packages
-from safelight.run.metadata import DAMAGE, reason, shown
+from safelight.run.metadata import opened, reason, shown
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -48,21 +48,11 @@ def read(path: Path) -> "ndarray":
     A colour profile is not applied. Raises UsageError for what is no whole picture, or has over LARGEST_PIXELS.
     """
     import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
-    try:
-        with swapped(Image, MAX_IMAGE_PIXELS=LARGEST_PIXELS), Image.open(path, formats=[*FORMATS.values()]) as image:
-            if image.width * image.height > LARGEST_PIXELS:
-                raise Image.DecompressionBombError
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UsageError(f"{shown(path)} has more pixels than are safe to read ({LARGEST_PIXELS})") from error
-    except UnidentifiedImageError as error:
-        raise UsageError(f"{shown(path)} is no picture that can be read: {', '.join(FORMATS)}") from error
-    except DAMAGE as error:
-        if isinstance(error, OSError) and error.errno:
-            raise UsageError(f"cannot read {shown(path)}: {reason(error)}") from error
-        raise UsageError(f"{shown(path)} is damaged or not whole") from error
+    unknown = f"is no picture that can be read: {', '.join(FORMATS)}"
+    with swapped(Image, MAX_IMAGE_PIXELS=LARGEST_PIXELS), opened(path, [*FORMATS.values()], unknown) as image:
+        return np.asarray(_rgb(ImageOps.exif_transpose(image)))
 
 
 def _rgb(image: "Image") -> "Image":

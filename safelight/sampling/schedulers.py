@@ -1,110 +1,189 @@
-"""The samplers people name -> diffusers' schedulers. One table.
+"""What a person calls a sampler -> the scheduler that a pipeline drives.
 
-A scheduler is always built from the checkpoint's own scheduler config, never from the one in use: flags such as
-use_karras_sigmas travel through `from_config` into classes that do not know them, and come out at the next class.
+A name of A1111's, with its schedule or without, is one of our samplers (samplers.py). A name of a diffusers class is
+that class, built from the checkpoint's config. No name at all is the checkpoint's own scheduler, as diffusers has it.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safelight.errors import DoesNotApply, UnknownName
+from safelight.sampling import names, schedules
+from safelight.sampling.checkpoint import Checkpoint
+from safelight.sampling.samplers import SAMPLERS, Sampler
 
-DEFAULT = "checkpoint's own"  # in a record: a scheduler that no name of the table stands for
+if TYPE_CHECKING:
+    from safelight.sampling.driven import Walk
 
 
 @dataclass(frozen=True, slots=True)
-class Sampler:
-    """label: as A1111 writes it, with its schedule. evaluations: model calls for one step."""
+class Class:
+    """A scheduler of diffusers. label: A1111's nearest name, for its readers. evaluations: calls of the model a step.
+
+    flow: for flow-matching models, and for those alone.
+    """
 
     label: str
-    cls: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
     evaluations: int = 1
-    flow: bool = False  # made for flow-matching models (SD3, FLUX), and for those alone
+    flow: bool = False
 
 
-KARRAS = {"use_karras_sigmas": True}
-SAMPLERS = (
-    Sampler("Euler", "EulerDiscreteScheduler", aliases=("k_euler",)),
-    Sampler("Euler a", "EulerAncestralDiscreteScheduler", aliases=("k_euler_a", "k_euler_ancestral")),
-    Sampler("Euler Karras", "EulerDiscreteScheduler", KARRAS),
-    Sampler("Heun", "HeunDiscreteScheduler", aliases=("k_heun",), evaluations=2),
-    Sampler("DPM2", "KDPM2DiscreteScheduler", aliases=("k_dpm_2",), evaluations=2),
-    Sampler("DPM++ 2M", "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}, ("k_dpmpp_2m",)),
-    Sampler("DPM++ 2M Karras", "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **KARRAS}),
-    Sampler("DPM++ 2M SDE", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, ("k_dpmpp_2m_sde",)),
-    Sampler("DPM++ 2M SDE Karras", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", **KARRAS}),
-    Sampler("DDIM", "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
-    Sampler("PLMS", "PNDMScheduler", {"skip_prk_steps": True}),
-    Sampler("UniPC", "UniPCMultistepScheduler"),
-    Sampler("LCM", "LCMScheduler", aliases=("k_lcm",)),
-    Sampler("Euler flow", "FlowMatchEulerDiscreteScheduler", flow=True),
-)
+CLASSES = {
+    "EulerDiscreteScheduler": Class("Euler"),
+    "EulerAncestralDiscreteScheduler": Class("Euler a"),
+    "HeunDiscreteScheduler": Class("Heun", evaluations=2),
+    "KDPM2DiscreteScheduler": Class("DPM2", evaluations=2),
+    "KDPM2AncestralDiscreteScheduler": Class("DPM2 a", evaluations=2),
+    "LMSDiscreteScheduler": Class("LMS"),
+    "DPMSolverMultistepScheduler": Class("DPM++ 2M", {"algorithm_type": "dpmsolver++"}),
+    "DPMSolverSinglestepScheduler": Class("DPM++ 2S", {"algorithm_type": "dpmsolver++"}),
+    "DEISMultistepScheduler": Class("DEIS"),
+    "UniPCMultistepScheduler": Class("UniPC"),
+    "PNDMScheduler": Class("PLMS", {"skip_prk_steps": True}),
+    "DDIMScheduler": Class("DDIM", {"clip_sample": False, "set_alpha_to_one": False}),
+    "DDPMScheduler": Class("DDPM", {"clip_sample": False}),
+    "LCMScheduler": Class("LCM"),
+    "TCDScheduler": Class("TCD"),
+    "FlowMatchEulerDiscreteScheduler": Class("Euler", flow=True),
+    "FlowMatchLCMScheduler": Class("LCM", flow=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """sampler: of ours, or the name of a diffusers class, or None for the checkpoint's own.
+
+    schedule: a row's name, None for the sampler's own. label, schedule_label: as A1111 writes them.
+    """
+
+    sampler: Sampler | str | None = None
+    schedule: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        return self.sampler.label if isinstance(self.sampler, Sampler) else self.sampler
+
+    @property
+    def schedule_label(self) -> str | None:
+        return None if self.schedule is None else schedules.find(self.schedule).label
+
+    def evaluations(self, steps: int) -> int:
+        """Of the model, in so many steps; where the sampler finds out as it goes, a guess: the steps."""
+        if isinstance(self.sampler, Sampler):
+            return self.sampler.evaluations(steps) or steps
+        row = CLASSES.get(self.sampler or "")
+        return steps if row is None or row.evaluations == 1 else row.evaluations * steps - 1
+
+
+def find(name: str | None, schedule: str | None = None) -> Recipe:
+    """Case, spaces, hyphens and underscores do not count. Raises UnknownName, DoesNotApply for two schedules."""
+    if name is None:
+        return Recipe()
+    asked = None if schedule is None else schedules.find(schedule).name
+    if (cls := _class_named(name)) is not None:
+        if asked not in (None, AUTOMATIC):
+            raise DoesNotApply(f"{cls} has the schedule of its config: give A1111's name for --schedule {schedule}")
+        return Recipe(cls)
+    try:
+        choice = names.find(name)
+    except UnknownName as error:
+        if not _normal(name).endswith("scheduler"):
+            raise
+        raise UnknownName("sampler", name, CLASSES) from error
+    if asked is not None and choice.schedule not in (None, asked):
+        raise DoesNotApply(f"sampler {name!r} names the schedule {choice.schedule} and --schedule {schedule}: give one")
+    said = asked or choice.schedule
+    return Recipe(choice.sampler, None if said == AUTOMATIC else said)
+
+
+AUTOMATIC = "automatic"
 
 
 def _normal(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name.strip().lower())
+    return re.sub(r"[\s_-]+", "", name.lower())
 
 
-def _names(sampler: Sampler) -> tuple[str, ...]:
-    return (sampler.label, sampler.cls, *sampler.aliases)
+def _class_named(name: str) -> str | None:
+    return next((cls for cls in CLASSES if _normal(cls) == _normal(name)), None)
 
 
-def find(name: str) -> Sampler:
-    """By label, alias or diffusers class; case, spaces, hyphens and underscores do not count. Raises UnknownName."""
-    for sampler in SAMPLERS:
-        if _normal(name) in map(_normal, _names(sampler)):
-            return sampler
-    raise UnknownName("sampler", name, [sampler.label for sampler in SAMPLERS])
+def check(recipe: Recipe, options: Mapping[str, float], checkpoint: Checkpoint, family: str | None = None) -> None:
+    """Raises DoesNotApply where this model, this sampler, its schedule and its options do not go together."""
+    sampler = recipe.sampler
+    if not isinstance(sampler, Sampler):
+        if options:
+            which = sampler or f"the checkpoint's own scheduler ({checkpoint.cls})"
+            raise DoesNotApply(f"{' and '.join(map(_flag, options))}: {which} takes none; name one of A1111's samplers")
+        _check_class(sampler, checkpoint)
+        return
+    if ignored := [name for name in options if name not in sampler.options]:
+        takers = [row.label for row in SAMPLERS if ignored[0] in row.options]
+        raise DoesNotApply(f"{sampler.label} takes no {_flag(ignored[0])}: {', '.join(takers)} do")
+    if checkpoint.is_flow:
+        _check_flow(sampler, options)
+    if (grid := _schedule(recipe, checkpoint)) is not None and (reason := grid.refuses(checkpoint.is_flow, family)):
+        raise DoesNotApply(reason)
 
 
-def build(sampler: Sampler, checkpoint: Mapping[str, Any], checkpoint_class: str) -> Any:
-    """A fresh diffusers scheduler. Raises DoesNotApply when the model was trained for the other kind of noise."""
-    import diffusers
-
-    flow_model = checkpoint_class.startswith("FlowMatch")
-    if flow_model and sampler.cls == "EulerDiscreteScheduler" and not sampler.settings:
-        sampler = find("Euler flow")
-    if sampler.flow != flow_model:
-        kind = "flow-matching" if flow_model else "noise-predicting"
-        fitting = [s.label for s in SAMPLERS if s.flow == flow_model]
-        raise DoesNotApply(f"sampler {sampler.label!r} is not for a {kind} model: use {' or '.join(fitting[:4])}")
-    cls = getattr(diffusers, sampler.cls)
-    return cls.from_config({k: v for k, v in checkpoint.items() if k not in _FLAGS}, **sampler.settings)
+def _check_class(cls: str | None, checkpoint: Checkpoint) -> None:
+    if cls is None or cls == checkpoint.cls or CLASSES[cls].flow == checkpoint.is_flow:
+        return
+    kind = "flow-matching" if checkpoint.is_flow else "noise-predicting"
+    fitting = [name for name, row in CLASSES.items() if row.flow == checkpoint.is_flow]
+    raise DoesNotApply(f"sampler {cls!r} is not for a {kind} model: use {' or '.join(fitting[:3])}, or A1111's names")
 
 
-def own(checkpoint: Mapping[str, Any], checkpoint_class: str) -> Any:
-    """The scheduler that a checkpoint came with, fresh; but never one that ends in not-a-number."""
-    import diffusers
-
-    return getattr(diffusers, checkpoint_class).from_config(checkpoint, **_mended(checkpoint, checkpoint_class))
-
-
-def _mended(checkpoint: Mapping[str, Any], checkpoint_class: str) -> dict[str, Any]:
-    """UniPC's "bh1" divides by the last step's logarithm, and a last sigma of zero makes that infinite."""
-    ends_at_zero = checkpoint.get("final_sigmas_type", "zero") == "zero"
-    spoils = checkpoint_class == "UniPCMultistepScheduler" and checkpoint.get("solver_type") == "bh1" and ends_at_zero
-    return {"final_sigmas_type": "sigma_min"} if spoils else {}
+def _check_flow(sampler: Sampler, options: Mapping[str, float]) -> None:
+    if sampler.flow not in ("native", "scaled"):
+        raise DoesNotApply(f"sampler {sampler.label!r} is not for a flow-matching model: {sampler.flow}")
+    if options.get("s_churn"):
+        raise DoesNotApply("s-churn is not for a flow-matching model: noise over its first share of 1 is none")
 
 
-def label_of(scheduler: Any) -> str:
-    """The table's name for a scheduler already in a pipeline; DEFAULT if what the name builds would be another."""
-    name = type(scheduler).__name__
-    for sampler in SAMPLERS:
-        if sampler.cls == name and _plain(build(sampler, scheduler.config, name).config) == _plain(scheduler.config):
-            return sampler.label
-    return DEFAULT
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+def _schedule(recipe: Recipe, checkpoint: Checkpoint) -> schedules.Schedule | None:
+    """The row of what is asked for or the sampler's own; None is the grid of the checkpoint's scheduler."""
+    assert isinstance(recipe.sampler, Sampler)
+    if recipe.schedule is None and checkpoint.is_flow:
+        return None  # schedules of k-diffusion say nothing of the shift that a flow model was trained for
+    return schedules.find(recipe.schedule or recipe.sampler.schedule)
 
 
-# what a sampler decides, not the checkpoint
-_FLAGS = frozenset(
-    {"_class_name", "_use_default_values", "algorithm_type", "solver_type", "clip_sample", "set_alpha_to_one"}
-    | {f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta")}
-)
+def build(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    *,
+    options: Mapping[str, float] | None = None,
+    batch_size: int = 1,
+    family: str | None = None,
+    guidance: float | None = None,
+    walk: "Walk | None" = None,
+) -> Any:
+    """A fresh scheduler: they carry the state of a run. `check` comes first.
+
+    walk: only for samplers of ours, which `denoise` gives their noise; driven.py says what the others mean.
+    """
+    from safelight.sampling.driven import DrivenScheduler, Walk
+
+    sampler = recipe.sampler
+    if not isinstance(sampler, Sampler):
+        assert walk is None, "image to image is for samplers of ours"
+        if sampler is None or sampler == checkpoint.cls:
+            return checkpoint.own()
+        return checkpoint.built(sampler, **CLASSES[sampler].settings)
+    grid = _schedule(recipe, checkpoint)
+    return DrivenScheduler(
+        sampler,
+        None if grid is None else lambda n, levels: grid.sigmas(n, levels, family),
+        checkpoint,
+        options or {},
+        batch_size=batch_size,
+        walk=walk or Walk(),
+        guidance=guidance,
+    )

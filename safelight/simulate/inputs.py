@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from safelight.errors import CannotPredict
+from safelight.errors import CannotPredict, UsageError
 from safelight.probe.blueprint import Blueprint, Part
 
 TEXT_TOKENS = 77  # of CLIP; and where a pipeline does not say
@@ -73,6 +73,15 @@ def factor(vae: Part | None) -> int:
     names = ("block_out_channels", "down_block_out_channels", "encoder_block_out_channels")
     blocks = next(config[name] for name in names if config.get(name))
     return 2 ** (len(blocks) - 1)
+
+
+def check_sides(least: int, **sides: int | None) -> None:
+    """least: of `multiple`. None stands for the model's own. Raises UsageError."""
+    for name, side in sides.items():
+        if side is not None and side % least:
+            below = side // least * least
+            near = f"{below} and {below + least}" if below else str(least)
+            raise UsageError(f"{name} is {side}: this model draws multiples of {least} pixels ({near} are near)")
 
 
 def multiple(blueprint: Blueprint) -> int:

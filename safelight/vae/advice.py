@@ -5,6 +5,7 @@ not known here, so ways are compared by their work, relative to the whole's.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +15,10 @@ from safelight.simulate import inputs, trace
 from safelight.simulate.fake import fake
 from safelight.simulate.strides import real_strides
 from safelight.vae import seams
-from safelight.vae.blending import BLENDED, OVERLAP, Blending
+from safelight.vae.blending import OVERLAP, Blending
+from safelight.vae.families import BLENDED
 from safelight.vae.graph import CannotWalk
+from safelight.vae.plan import mib
 from safelight.vae.running import Exact
 
 TILES_PX = (1024, 512, 256)
@@ -84,17 +87,10 @@ def advise(
     budget_bytes: int | None = None,
 ) -> Advice:
     """part: the VAE's class and config. height, width: pixels. Raises UsageError for a size or a VAE that cannot be."""
-    import torch
-
     factor = inputs.factor(part)
     if min(height, width) < factor or height % factor or width % factor:
         raise UsageError(f"{width}x{height} is no size for this VAE: give multiples of {factor} (pixels)")
-    print_of = Blueprint(part.cls.__name__, part.cls, {"vae": part}, None, width, height)
-    fakes = fake(print_of, dtype)
-    channels = (part.config["latent_channels"], height // factor, width // factor)
-    with fakes.active():
-        vae = fakes.pipe.components["vae"]
-        given = torch.empty(1, *(channels if what == "decode" else (3, height, width)), dtype=getattr(torch, dtype))
+    with faked(part, height, width, what, dtype) as (vae, given):
         exact = seams.exact_of(vae, what)
         found = [*_plans("exact", exact, given), *_fast(vae, what, given)]
         found.insert(0, Option("whole", _whole_bytes(vae, what, given), exact.whole_work))
@@ -105,6 +101,21 @@ def advise(
     options = tuple(_relative(option, whole) for option in found)
     name, overlapping = part.cls.__name__, tuple(_relative(option, whole) for option in overlaps)
     return Advice(name, what, height, width, dtype, budget_bytes, options, overlapping)
+
+
+@contextmanager
+def faked(
+    part: Part, height: int, width: int, what: str = "decode", dtype: str = "float32"
+) -> Iterator[tuple[Any, Any]]:
+    """(VAE, what it is given for one picture), without numbers: neither is good outside. Sides in pixels."""
+    import torch
+
+    fakes = fake(Blueprint(part.cls.__name__, part.cls, {"vae": part}, None, width, height), dtype)
+    factor = inputs.factor(part)
+    latents = (part.config["latent_channels"], height // factor, width // factor)
+    with fakes.active():
+        shape = latents if what == "decode" else (3, height, width)
+        yield fakes.pipe.components["vae"], torch.empty(1, *shape, dtype=getattr(torch, dtype))
 
 
 def _relative(option: Option, whole: float) -> Option:
@@ -154,7 +165,7 @@ def lines(advice: Advice) -> list[str]:
     size = f"{advice.width}x{advice.height}"
     budget = advice.budget_bytes
     head = f"{advice.what} {size} px, {advice.vae}, {advice.dtype}"
-    found = [head + (f", within {_mib(budget)}" if budget else ""), ""]
+    found = [head + (f", within {mib(budget)}" if budget else ""), ""]
     found.append(f"  {'way':30s} {'MiB':>8} {'work':>6}  fidelity" + ("      up to, px square" if budget else ""))
     for option in advice.options:
         mark = "*" if option == advice.best else " "
@@ -177,10 +188,10 @@ def _advised(advice: Advice) -> Iterator[str]:
     best, budget = advice.best, advice.budget_bytes
     if best is None:
         least = min(option.nbytes for option in advice.options)
-        yield f"Nothing fits: the least is {_mib(least)}."
+        yield f"Nothing fits: the least is {mib(least)}."
         return
-    flags = f"--how {best.how}" + (f" --budget {_mib(budget).replace(' ', '')}" if budget else "")
-    yield f"Take {_named(best)} ({flags}): {_mib(best.nbytes)}, {best.work:.2f} times the whole's work."
+    flags = f"--how {best.how}" + (f" --budget {mib(budget).replace(' ', '')}" if budget else "")
+    yield f"Take {_named(best)} ({flags}): {mib(best.nbytes)}, {best.work:.2f} times the whole's work."
     tiled = [option for option in advice.options if option.how == "blended" and option.nbytes < best.nbytes]
     if best.fidelity != "approximate" and tiled:
         yield "Tiles would take less memory, and change the picture: norms and attention see one tile at a time."
@@ -188,9 +199,5 @@ def _advised(advice: Advice) -> Iterator[str]:
 
 def _overlap_said(overlaps: Sequence[Option]) -> Iterator[str]:
     if len({option.count for option in overlaps}) > 1:
-        rows = (f"{o.overlap:.0%}: {_mib(o.nbytes)}, {o.count} tiles, {o.work:.2f}" for o in overlaps)
+        rows = (f"{o.overlap:.0%}: {mib(o.nbytes)}, {o.count} tiles, {o.work:.2f}" for o in overlaps)
         yield f"More overlap takes no less memory, and more work. Tiles of {SHOWN_TILE_PX} px: {'; '.join(rows)}."
-
-
-def _mib(nbytes: int) -> str:
-    return f"{-(-nbytes // 2**20)} MiB"

@@ -1,6 +1,6 @@
 """A VAE that decodes or encodes in blended tiles, whoever calls it: each tile in strips, where that is known to pay."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -12,22 +12,14 @@ from safelight.simulate import inputs
 from safelight.vae import seams, tiles
 from safelight.vae.blended import blended, blended_rows
 from safelight.vae.exact import Sink
+from safelight.vae.families import BLENDED
 from safelight.vae.graph import CannotWalk
-from safelight.vae.plan import Schedule
+from safelight.vae.passes import nbytes
+from safelight.vae.plan import Schedule, mib
 from safelight.vae.running import Exact
 from safelight.vae.sampling import LEAST_CROP, crops
-from safelight.vae.stats import Statistics
 from safelight.vae.tiles import Grid
 
-# whose decoders and encoders take a tile by itself
-BLENDED = (
-    "AutoencoderKL",
-    "AutoencoderKLFlux2",
-    "AutoencoderTiny",
-    "AutoencoderDC",
-    "AsymmetricAutoencoderKL",
-    "VQModel",
-)
 TILE_PX, OVERLAP = 512, 0.25
 LEAST_TILE = 8  # latents a side
 AT_ONCE_PX = 1024 * 1024  # of the tiles of one call on a card; a CPU is as fast with one tile
@@ -51,10 +43,10 @@ class Blending:
     budget_bytes: int | None = None
     shared: bool = True
     counts: list[int] = field(default_factory=list)
-    _own: Callable[[Any], Any] | None = None
-    _exact: Exact | None = None  # of a tile with its own statistics, of crops, and of a tile with those of crops
-    _of_crops: Exact | None = None
-    _shared: Exact | None = None
+    _own: Callable[[Any], Any] = field(init=False)
+    _exact: Exact = field(init=False)  # of a tile with its own statistics, of crops, and of a tile with those of crops
+    _of_crops: Exact = field(init=False)
+    _shared: Exact = field(init=False)
 
     def __post_init__(self) -> None:
         if type(self.vae).__name__ not in BLENDED:
@@ -66,11 +58,8 @@ class Blending:
 
     def __call__(self, given: Any, *_: Any, sink: Sink | None = None, **__: Any) -> Any:
         """given: (batch, channels, height, width). None with a sink, which takes a picture's rows in order."""
-        grid, run = self.grid(given), self._runner(given)
-        if run is self._exact and self._shares(grid) and self.plan(given, grid).rows.all_normed:
-            most = self._tiles_bytes(given, grid)
-            run = self._with_statistics([self._statistics(item, most) for item in given.split(1)])
-        factor = self.factor
+        grid, factor = self.grid(given), self.factor
+        run = self._runner(given, grid)
         scale = Fraction(factor) if self.what == "decode" else Fraction(1, factor)
         at_once = max(1, AT_ONCE_PX // (grid.tile[0] * grid.tile[1] * factor**2)) if run is self._own else 1
         self.counts.append(len(grid))
@@ -80,29 +69,43 @@ class Blending:
             sink(first_row, rows.to(given.dtype))
         return None
 
-    def _shares(self, grid: Grid) -> bool:
-        return self.shared and len(grid) > 1 and min(grid.size) >= 2 * LEAST_CROP
+    def _runner(self, given: Any, grid: Grid) -> Callable[[Any], Any]:
+        if self._norms(given) is None:
+            return self._own
+        plan = self._plan_of_crops(given, grid)
+        return self._exact if plan is None else self._with_statistics(given, plan)
 
-    def _with_statistics(self, found: Sequence[Sequence[Statistics]]) -> Callable[[Any], Any]:
+    def _with_statistics(self, given: Any, plan: Schedule) -> Callable[[Any], Any]:
         """Runs the same tile of all pictures of a batch, each with its picture's statistics."""
         import torch
 
         shared = self._shared
-        assert shared is not None, "made at the beginning"
+        found = [self._of_crops.statistics_of(self._pieces(item), plan) for item in given.split(1)]
 
-        def one(tile: Any, statistics: Sequence[Statistics]) -> Any:
-            shared.statistics = statistics
-            return shared(tile)
+        def run(tile: Any) -> Any:
+            made = []
+            for one, statistics in zip(tile.split(1), found, strict=True):
+                shared.statistics = statistics
+                made.append(shared(one))
+            return made[0] if len(made) == 1 else torch.cat(made)
 
-        if len(found) == 1:
-            return lambda tile: one(tile, found[0])
-        return lambda tile: torch.cat([one(*each) for each in zip(tile.split(1), found, strict=True)])
+        return run
 
-    def _statistics(self, item: Any, most_bytes: int) -> list[Statistics]:
-        """In no more memory than tiles take."""
-        assert self._of_crops is not None, "made at the beginning"
-        pieces = self._pieces(item)
-        return self._of_crops.statistics_of(pieces, most_bytes - _size(pieces))
+    def _norms(self, given: Any) -> int | None:
+        """How many the VAE has, where tiles are computed in strips. None where the VAE itself does: one that cannot be
+        walked, and on a card, which gets several tiles at once, as strips have not been measured there."""
+        if given.device.type != "cpu":
+            return None
+        try:
+            plan = self._exact.plan(self.corner(given, (LEAST_TILE, LEAST_TILE)))
+        except CannotWalk:
+            return None
+        return len(plan.rows.all_normed)
+
+    def _shares(self, given: Any, grid: Grid) -> bool:
+        """Whether tiles have the statistics of crops: where there are norms, and the picture is larger than crops."""
+        larger = len(grid) > 1 and min(grid.size) >= 2 * LEAST_CROP
+        return self.shared and larger and bool(self._norms(given))
 
     def _pieces(self, item: Any) -> Any:
         """Crops of a picture or of its latents, as a batch."""
@@ -116,17 +119,6 @@ class Blending:
     @property
     def factor(self) -> int:
         return inputs.factor(Part(type(self.vae), self.vae.config))
-
-    def _runner(self, given: Any) -> Callable[[Any], Any]:
-        """In strips on a CPU. A card gets several tiles at once, whole: strips have not been measured there."""
-        assert self._own is not None and self._exact is not None, "made at the beginning"
-        if given.device.type != "cpu":
-            return self._own
-        try:
-            self._exact.plans(self.corner(given, (LEAST_TILE, LEAST_TILE)))
-        except CannotWalk:
-            return self._own
-        return self._exact
 
     def corner(self, given: Any, tile: tuple[int, int]) -> Any:
         """Of one picture, as large as a tile or smaller."""
@@ -142,7 +134,7 @@ class Blending:
                 return grid
             if tile // 2 < LEAST_TILE:
                 raise OutOfMemory(
-                    f"{_mib(self.budget_bytes)} is too little for tiles of {tile * self.factor} px: {_mib(taken)} do"
+                    f"{mib(self.budget_bytes)} is too little for tiles of {tile * self.factor} px: {mib(taken)} do"
                 )
             tile //= 2
 
@@ -153,24 +145,22 @@ class Blending:
 
     def peak_bytes(self, given: Any, grid: Grid) -> int:
         """Of crops, then of tiles; 0 where they are not known."""
-        if self._runner(given) is self._own:
+        if self._norms(given) is None:
             return 0
-        tiled = self._tiles_bytes(given, grid)
-        if not self._shares(grid):
-            return tiled
-        return max(tiled, _size(self._pieces(given[:1])) + self._plan_of_crops(given, grid).peak_bytes)
+        tiled, plan = self._tiles_bytes(given, grid), self._plan_of_crops(given, grid)
+        return tiled if plan is None else max(tiled, nbytes(plan.rows.graph.inputs[0]) + plan.peak_bytes)
 
     def work(self, given: Any, grid: Grid) -> float:
         """Multiply-adds of crops and tiles, in strips."""
-        tiled = len(grid) * self.plan(given, grid).work
-        if not self._shares(grid):
-            return tiled
-        return tiled + self._plan_of_crops(given, grid).work
+        plan = self._plan_of_crops(given, grid)
+        return len(grid) * self.plan(given, grid).work + (0 if plan is None else plan.work)
 
-    def _plan_of_crops(self, given: Any, grid: Grid) -> Schedule:
-        assert self._of_crops is not None, "made at the beginning"
-        pieces = self._pieces(given[:1])
-        return self._of_crops.within(pieces, self._tiles_bytes(given, grid) - _size(pieces))
+    def _plan_of_crops(self, given: Any, grid: Grid) -> Schedule | None:
+        """In no more memory than tiles take. None where each tile has its own statistics."""
+        if not self._shares(given, grid):
+            return None
+        pieces = self._pieces(given[:1])  # with their numbers: in float16 a plan depends on what overflows
+        return self._of_crops.within(pieces, self._tiles_bytes(given, grid) - pieces.nbytes)
 
     def _tiles_bytes(self, given: Any, grid: Grid) -> int:
         """One tile's, and those of the result with its rows in float32."""
@@ -182,8 +172,7 @@ class Blending:
 
     def plan(self, given: Any, grid: Grid) -> Schedule:
         """Of one tile, in strips."""
-        exact = self._shared if self._shares(grid) else self._exact
-        assert exact is not None, "made at the beginning"
+        exact = self._shared if self._shares(given, grid) else self._exact
         return exact.plan(self.corner(given, grid.tile))
 
 
@@ -193,11 +182,3 @@ def blending(vae: Any, tile_px: int = TILE_PX, overlap: float = OVERLAP, what: s
     made = Blending(vae, what, tile_px, overlap)
     with seams.running(vae, what, made):
         yield made
-
-
-def _size(tensor: Any) -> int:
-    return int(tensor.numel() * tensor.element_size())
-
-
-def _mib(nbytes: int) -> str:
-    return f"{-(-nbytes // 2**20)} MiB"

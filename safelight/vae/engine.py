@@ -11,8 +11,9 @@ from typing import Any
 
 from safelight.errors import OutOfMemory, SafelightError, UsageError
 from safelight.vae import seams
-from safelight.vae.blending import BLENDED, Blending
+from safelight.vae.blending import Blending
 from safelight.vae.exact import Sink
+from safelight.vae.families import BLENDED
 from safelight.vae.graph import CannotWalk
 from safelight.vae.running import Exact
 

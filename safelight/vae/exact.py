@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from safelight.vae.graph import WEIGHT, Made, Node, replaced
+from safelight.vae.graph import IMAGE_DIMS, WEIGHT, Made, Node, replaced
 from safelight.vae.passes import Hull, Sampling, Task, can_be_written_over, hulls
 from safelight.vae.plan import Arena, Schedule
 from safelight.vae.row import Row
 from safelight.vae.stats import Statistics
 
 Sink = Callable[[int, Any], None]  # the first row's number, rows in the order of the picture
-IMAGE_DIMS = 4
 VIEWS, NORMS = ("view", "_unsafe_view", "reshape"), ("native_group_norm", "native_layer_norm")
 # operators that may write into their first input, under the name of the one that does
 IN_PLACE = (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from safelight.vae.graph import WEIGHT, Graph, Made, Node, needed, replaced
+from safelight.vae.graph import IMAGE_DIMS, WEIGHT, Graph, Made, Node, needed, rewired
 
 ENLARGING = ("upsample_nearest2d", "_upsample_nearest_exact2d")
 FOLDED = "folded"  # the name of weights that are computed from others
@@ -29,14 +29,7 @@ def rewritten(graph: Graph, rewrite: Rewrite) -> Graph:
     users = graph.users()
     instead: dict[Node, Node] = {}
     for node in graph.nodes:
-        fresh = node
-        if any(instead.get(given, given) is not given for given in node.data):
-            swap: Any = lambda given: instead.get(given, given)  # noqa: E731
-            fresh = replace(
-                node,
-                args=replaced(node.args, swap),
-                kwargs={key: replaced(value, swap) for key, value in node.kwargs.items()},
-            )
+        fresh = rewired(node, instead)
         users[fresh] = users[node]
         instead[node] = rewrite(fresh, users)
         users.setdefault(instead[node], users[node])
@@ -65,7 +58,7 @@ def _goes_back(node: Node) -> bool:
 
 
 def _upsampled(node: Node, users: Mapping[Node, list[Node]]) -> Node:
-    if node.op != "convolution" or len(node.shape) != 4:
+    if node.op != "convolution" or len(node.shape) != IMAGE_DIMS:
         return node
     given, weight, bias = node.args[:3]
     if given.op not in ENLARGING or len(users[given]) > 1 or not _is_plain(node, 3, 1):

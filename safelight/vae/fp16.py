@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from safelight.errors import SafelightError
-from safelight.vae.graph import INPUT, WEIGHT, Graph, Made, Node, needed, replaced
+from safelight.vae.graph import INPUT, WEIGHT, Graph, Made, Node, needed, replaced, rewired
 from safelight.vae.regions import ATTENTION, EPSILON, MOVING, NUMBERS, PRODUCTS, SUMS, Regions, regions
 
 # Between the largest value met while calibrating and what the type holds, as pictures differ. A float keeps its bits.
@@ -39,9 +39,7 @@ def rescaled(graph: Graph, powers: int | Mapping[str, int]) -> Graph:
     instead = {node: _scaled(node, found.exponent(node, by_region)) for node in graph.inputs}
     for node in (node for node in graph.nodes if node.op != INPUT):
         args = _changed(node, found, lambda given: found.exponent(given, by_region))
-        args = replaced(args, lambda given: instead.get(given, given))
-        kwargs = {key: replaced(value, lambda given: instead.get(given, given)) for key, value in node.kwargs.items()}
-        instead[node] = node if args == node.args else replace(node, args=args, kwargs=kwargs)
+        instead[node] = rewired(node if args == node.args else replace(node, args=args), instead)
     return needed(graph.inputs, instead[graph.output])
 
 

@@ -6,12 +6,13 @@ each operator that is new, if any.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from safelight.errors import SafelightError
 
 INPUT, WEIGHT = "input", "weight"
+IMAGE_DIMS = 4  # (batch, channels, height, width), and so of a convolution's weight
 PASSED_ON = ("detach", "alias", "lift_fresh")  # what makes no value of its own
 
 
@@ -88,6 +89,18 @@ def replaced(value: Any, of: Callable[[Node], Any]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(replaced(item, of) for item in value)
     return value
+
+
+def rewired(node: Node, instead: Mapping[Node, Node]) -> Node:
+    """The same operator with other inputs where there are others; the node itself where there are none."""
+    if all(instead.get(given, given) is given for given in node.inputs):
+        return node
+
+    def swap(given: Node) -> Node:
+        return instead.get(given, given)
+
+    kwargs = {name: replaced(value, swap) for name, value in node.kwargs.items()}
+    return replace(node, args=replaced(node.args, swap), kwargs=kwargs)
 
 
 def record(module: Any, *shapes: Any, call: Callable[..., Any] | None = None) -> Graph:

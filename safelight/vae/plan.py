@@ -22,6 +22,11 @@ CALL = 3e6  # multiply-adds that take as long as what a call costs beside them: 
 MOVING = 60  # multiply-adds that take as long as one number of an operator that only moves
 
 
+def mib(nbytes: int) -> str:
+    """As much as is needed, so rounded up."""
+    return f"{-(-nbytes // 2**20)} MiB"
+
+
 @dataclass(frozen=True)
 class Arena:
     """One allocation. offsets: bytes from its beginning. born, last: the tasks from which and to which it is there."""

@@ -11,7 +11,7 @@ from safelight.vae.exact import Run, Sink
 from safelight.vae.fold import folded
 from safelight.vae.graph import CannotWalk, Graph, record
 from safelight.vae.passes import Rows, rows_of
-from safelight.vae.plan import Schedule
+from safelight.vae.plan import Schedule, mib
 from safelight.vae.stats import Statistics
 
 PIECE = 64  # latents or pixels a side, on which is looked for what overflows
@@ -78,7 +78,7 @@ class Exact:
                 # a step down, and not the same again
                 below = [made for made in self.plans(item, beside) if made.peak_bytes < chosen.peak_bytes]
                 if not below or sink is not None:
-                    message = f"the device has less memory than the {_mib(chosen.peak_bytes)} of this decode"
+                    message = f"the device has less memory than the {mib(chosen.peak_bytes)} of this decode"
                     raise OutOfMemory(message) from error
                 chosen = below[-1]
 
@@ -140,14 +140,13 @@ class Exact:
         rows = rows_of(graph)
         return rows if self.statistics is None else replace(rows, given=frozenset(rows.all_normed))
 
-    def statistics_of(self, pieces: Any, most_bytes: int) -> list[Statistics]:
+    def statistics_of(self, pieces: Any, chosen: Schedule) -> list[Statistics]:
         """Of each norm, in the order of computing, for pieces of one picture: (pieces, channels, height, width).
 
-        Computed within `most_bytes`, or as small as they can be. Raises CannotWalk.
+        chosen: for pieces of their shape, of `within` or `plans`.
         """
         import torch
 
-        chosen = self.within(pieces, most_bytes)
         with torch.no_grad():
             run = Run(chosen, self._weights(), pooled=True)
             run.of(pieces)
@@ -240,10 +239,6 @@ def fitting(plans: Sequence[Schedule], budget_bytes: int | None) -> Schedule:
     if not fits:
         least = plans[0]
         raise OutOfMemory(
-            f"{_mib(budget_bytes or 0)} is too little for this picture: the least is {_mib(least.peak_bytes)}"
+            f"{mib(budget_bytes or 0)} is too little for this picture: the least is {mib(least.peak_bytes)}"
         )
     return min(fits, key=lambda made: (made.work, made.peak_bytes))
-
-
-def _mib(nbytes: int) -> str:
-    return f"{math.ceil(nbytes / 2**20)} MiB"

@@ -14,13 +14,12 @@ from typing import Any
 
 from safelight.vae import search
 from safelight.vae.fold import folded
-from safelight.vae.graph import INPUT, CannotWalk, Graph, Node, needed, replaced
+from safelight.vae.graph import IMAGE_DIMS, INPUT, CannotWalk, Graph, Node, needed, rewired
 from safelight.vae.passes import Rows, Sampling, rows_of
 
 LEAST_CROP = 16  # latents a side: smaller ones are too much edge
 SHARE = 0.5  # of each side that crops cover: a quarter of the picture
 CROPS = 4  # along the longer side: with more and smaller ones more of each is edge
-IMAGE_DIMS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +85,8 @@ def beginning_at(graph: Graph, at: Node) -> tuple[Graph, dict[Node, Node]]:
     leaf = Node(INPUT, None, (), {}, at.shape, at.dtype)
     instead = {at: leaf}
     for node in graph.nodes:
-        if node is not at and any(given in instead for given in node.data):
-            args = replaced(node.args, lambda given: instead.get(given, given))
-            kwargs = {
-                name: replaced(value, lambda given: instead.get(given, given)) for name, value in node.kwargs.items()
-            }
-            instead[node] = replace(node, args=args, kwargs=kwargs)
+        if node is not at and (fresh := rewired(node, instead)) is not node:
+            instead[node] = fresh
     made = needed((leaf,), instead.get(graph.output, graph.output))
     if any(node.op == INPUT and node is not leaf for node in made.nodes):
         raise CannotWalk("what is normalized after the first upsampling does not come from one tensor")

@@ -1,5 +1,7 @@
 """Compiling: counted, compared with eager, in buckets of sizes, and undone."""
 
+from contextlib import ExitStack
+
 import pytest
 import tiny
 import torch
@@ -107,6 +109,16 @@ def test_a_value_that_is_not_there_names_what_is(unet_pipe, options, error):
 def test_cuda_graphs_are_for_cards_and_for_whole_models(unet_pipe):
     assert "this is a CPU" in fits(unet_pipe, mode="reduce-overhead")
     assert "use compile=reduce-overhead" in fits(unet_pipe, "compile-blocks", mode="reduce-overhead")
+
+
+def test_a_pipeline_without_a_vae_compiles_its_denoiser_alone(unet_pipe):
+    unet_pipe.vae = None
+    target = target_of(unet_pipe, tiny.cpu(), width=32, height=32)
+    for name, options in (("compile-vae", {"mode": "reduce-overhead"}), ("compile", {"parts": "denoiser+vae"})):
+        known = OPTIMIZERS[name]
+        assert known.fits(target, **known.defaults() | options) == "this pipeline has no VAE"
+    with ExitStack() as stack:
+        OPTIMIZERS["compile"].enter(stack, unet_pipe, target, {"backend": "eager"})
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from test_optimizers import draw, psnr
 import safelight
 from safelight.errors import DoesNotApply, OutOfMemory, UsageError
 from safelight.optimizers.strips import scaled_instead_of_upcast
-from safelight.run import generate as run
+from safelight.run import decoding
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def overflowing():
 
 def test_on_a_card_strips_decode_in_float16_what_would_be_upcast(overflowing):
     before = overflowing.vae.config
-    with scaled_instead_of_upcast(overflowing.vae, "cuda"), run._upcast_if_the_vae_overflows(overflowing):
+    with scaled_instead_of_upcast(overflowing.vae, "cuda"), decoding._upcast_if_the_vae_overflows(overflowing):
         assert overflowing.vae.dtype == torch.float16
     assert overflowing.vae.config is before and before["force_upcast"]
 
 
 def test_on_a_cpu_it_is_still_upcast(overflowing):
-    with scaled_instead_of_upcast(overflowing.vae, "cpu"), run._upcast_if_the_vae_overflows(overflowing):
+    with scaled_instead_of_upcast(overflowing.vae, "cpu"), decoding._upcast_if_the_vae_overflows(overflowing):
         assert overflowing.vae.dtype == torch.float32
     assert overflowing.vae.dtype == torch.float16
 

@@ -1,19 +1,22 @@
 """Presets are wishes for the one planner: they name what is there, what is given besides wins, and each thing that a
 guide names gets its verdict."""
 
+import inspect
 from functools import cache
 
 import pytest
 
 from safelight.errors import UnknownName
+from safelight.opening import foreseen
 from safelight.optimizers import OPTIMIZERS
 from safelight.optimizers.configs import target_of_blueprint
 from safelight.planner import Forecast, plan, wish
 from safelight.planner.claims import CLAIMS
-from safelight.planner.presets import PRESETS, applied, find
+from safelight.planner.presets import DRAWN, PRESETS, applied, find, planned
 from safelight.probe import blueprint, cards, known
-from safelight.request import Request
-from safelight.sampling import schedulers
+from safelight.request import Request, hires_size
+from safelight.sampling import names, schedules
+from safelight.sampling.advice import advise
 
 
 @cache
@@ -28,8 +31,10 @@ ASKED = (
     *("tier-1", "tier-2", "tier-3", "realtime", "quality", "memory-constrained", "batch"),
     *("low-vram", "balanced-16-24gb", "high-performance", "multi-gpu"),
     *("sd15-768-10gb", "sd15-1024-10gb", "sdxl-10gb", "low-vram-4-6gb", "ultra", "balanced", "speed"),
+    *("exploration", "final-run", "highres-fix"),
 )
 WISHES = ("goal", "fidelity", "vram", "keep")
+REQUESTED = {"width", "height", "steps", "guidance", "sampler", "count", *DRAWN}
 
 
 def test_every_named_set_of_the_guides_is_there():
@@ -40,10 +45,12 @@ def test_every_named_set_of_the_guides_is_there():
 def test_a_preset_asks_for_what_there_is(name):
     asks = PRESETS[name].asks
     wish("auto", **{key: asks[key] for key in WISHES if key in asks})
-    numbers = {key: asks[key] for key in ("width", "height", "steps", "guidance", "sampler") if key in asks}
-    Request("", **numbers, batch_size=asks["batch_size"] if isinstance(asks.get("batch_size"), int) else 1)
+    fields = {key: asks[key] for key in asks.keys() & REQUESTED}
+    Request("", **fields, batch_size=asks["batch_size"] if isinstance(asks.get("batch_size"), int) else 1)
     if "sampler" in asks:
-        assert schedulers.find(asks["sampler"]).evaluations == 1, "the forecast counts one call of the model a step"
+        names.find(asks["sampler"])
+    if "schedule" in asks:
+        schedules.find(asks["schedule"])
     if "model" in asks:
         assert asks["model"] in known.KNOWN
     if "device" in asks:
@@ -61,6 +68,34 @@ def test_a_guide_names_optimizers_that_are_there_and_claims_that_have_a_source(n
 def test_every_claim_is_cited_by_a_preset_or_is_deleted():
     cited = {wanted.claim for preset in PRESETS.values() for wanted in preset.wanted}
     assert cited - {None} == set(CLAIMS)
+
+
+@pytest.mark.parametrize("name", ["ultra", "balanced", "speed", "exploration", "final-run", "highres-fix"])
+def test_what_the_guide_wants_drawn_is_what_we_would_advise(name):
+    asks = PRESETS[name].asks
+    fields = {key: value for key, value in asks.items() if key in REQUESTED | {"batch_size"}}
+    warned = [advice.text for advice in advise(family=asks.get("model"), **fields) if advice.level == "warning"]
+    assert not warned
+
+
+@pytest.mark.parametrize("name", ["ultra", "highres-fix"])
+def test_two_passes_end_at_768_pixels(name):
+    asks = PRESETS[name].asks
+    assert hires_size(asks["hires"], asks["width"], asks["height"]) == (768, 768)
+
+
+def test_the_best_preset_is_drawn_by_the_sampler_that_the_guide_names():
+    assert PRESETS["ultra"].asks["sampler"] == "DPM++ SDE Karras"
+    choice = names.find("DPM++ SDE Karras")
+    assert (choice.schedule, choice.sampler.evaluations(30)) == ("karras", 59)
+
+
+def test_a_plan_is_asked_for_nothing_that_is_for_drawing_alone():
+    asked = planned("exploration", {"device": None, "steps": 4})
+    assert (asked["pictures"], asked["steps"], asked["batch_size"]) == (8, 4, 4)
+    assert planned("exploration", {"pictures": 100})["pictures"] == 100
+    assert not planned("ultra", {}).keys() & set(DRAWN)
+    assert not planned("ultra", {}).keys() - inspect.signature(foreseen).parameters.keys() - set(WISHES)
 
 
 def test_what_is_given_besides_wins():

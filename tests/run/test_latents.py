@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from safelight.errors import DamagedModel, UsageError
-from safelight.request import Request
-from safelight.run import generate, latents
+from safelight.run import decoding, latents
 from safelight.run.latents import Latents
 
 CONFIGS = {
@@ -51,7 +50,7 @@ def test_unscaled_is_what_a_run_decodes(pipe):
     made = torch.randn(1, 4, 8, 8)
     with torch.inference_mode():
         ours = pipe.vae.decode(latents.unscaled(made, pipe.vae.config)).sample
-    drawn = generate.decode(pipe, made, Request("", width=16, height=16))
+    drawn = decoding.decode(pipe, made, 16, 16)
     assert torch.equal(drawn, (ours / 2 + 0.5).clamp(0, 1))
 
 

@@ -190,9 +190,9 @@ def test_a_hub_id_with_a_revision_is_downloaded_and_recorded_by_its_commit(hub, 
     record, _ = read(tmp_path / "cat.png")
     commit = hub.find(REPO, "v1").commit
     assert (record.model, record.revision) == (f"{REPO}@v1", commit)
-    from safelight.cli.draw import _from_picture
+    from safelight.cli.wanted import _from_picture
 
-    assert _from_picture(tmp_path / "cat.png")["model"] == f"{REPO}@{commit}"
+    assert _from_picture(tmp_path / "cat.png", {}, {})["model"] == f"{REPO}@{commit}"
 
 
 @pytest.mark.parametrize(

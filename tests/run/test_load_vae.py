@@ -14,8 +14,11 @@ from diffusers import AutoencoderKLWan, AutoencoderTiny
 from hub import FakeHub
 from safetensors.torch import save_file
 
-from safelight.errors import DamagedModel, ModelNotFound, UsageError
-from safelight.run.load_vae import load_vae
+from safelight.errors import DamagedModel, DoesNotApply, ModelNotFound, UnknownName, UsageError
+from safelight.optimizers.taesd import FIRST
+from safelight.probe import blueprint
+from safelight.probe.blueprint import Part
+from safelight.run.load_vae import check_fits, load_vae, located, other_vae
 
 TINY = {"encoder_block_out_channels": (16, 16), "decoder_block_out_channels": (16, 16)}
 TINY |= {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
@@ -100,6 +103,129 @@ def test_a_file_without_a_decoder_is_no_vae(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ModelNotFound, match="no model at"):
         load_vae(str(tmp_path / "nothing"))
+
+
+# -- another one than the model's --------------------------------------------------------------------------------------
+
+
+def own_of(name):
+    return blueprint.of_known(name).parts["vae"]
+
+
+def part_of(vae):
+    return Part(type(vae), vae.config)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A tiny VAE alone, in the names that checkpoints are shared in; its model's, and its file."""
+    pipe = ldm.pipeline()
+    path = tmp_path_factory.mktemp("alone") / "my-vae.safetensors"
+    tensors = {k: v for k, v in ldm.state_dict(pipe).items() if k.startswith("first_stage_model.")}
+    save_file({k.removeprefix("first_stage_model."): v for k, v in tensors.items()}, path)
+    return pipe.vae, path
+
+
+def test_a_file_alone_takes_the_models_own_config_and_no_hub(alone):
+    vae, path = alone
+    own = Part(type(vae), {**vae.config, "scaling_factor": 0.13025})
+    with pytest.warns(UserWarning, match="says nothing of its scaling: it is taken for one of this model's kind"):
+        loaded = other_vae(str(path), own, dtype=torch.float32)
+    assert same(loaded, vae)
+    assert loaded.config.scaling_factor == 0.13025
+
+
+def test_a_file_known_by_its_name_is_refused_for_its_scaling_before_it_is_read(alone, tmp_path):
+    path = tmp_path / "sdxl_vae.safetensors"
+    shutil.copy(alone[1], path)
+    with pytest.raises(DoesNotApply, match=r"SDXL's latents\) does not fit sd15 .* scaled by 0.13025 .* 0.18215"):
+        check_fits(str(path), own_of("sd15"), model="sd15")
+    check_fits(str(path), own_of("sdxl"))
+
+
+def test_a_file_of_other_shapes_is_refused(alone):
+    with pytest.raises(DoesNotApply, match="its latents have 4 channels, and 16 are wanted"):
+        check_fits(str(alone[1]), own_of("flux1-dev"))
+
+
+def test_latents_of_another_size_are_refused(tmp_path):
+    tiny.sd().vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(DoesNotApply, match="2 pixels each, and 8 are wanted"):
+        check_fits(str(tmp_path / "vae"), own_of("sd15"))
+
+
+def test_a_folder_of_another_scaling_is_refused_by_its_config(tmp_path):
+    vae = tiny.sd().vae
+    vae.save_pretrained(tmp_path / "vae")
+    own = Part(type(vae), {**vae.config, "scaling_factor": 0.13025})
+    with pytest.raises(DoesNotApply, match=r"scaled by 0\.18215 and the model was trained on 0\.13025"):
+        other_vae(str(tmp_path / "vae"), own, dtype=torch.float32)
+    assert same(other_vae(str(tmp_path / "vae"), part_of(vae), dtype=torch.float32), vae)
+
+
+def test_a_whole_checkpoint_tells_its_kind(tmp_path):
+    pipe = ldm.pipeline()
+    pipe.save_pretrained(tmp_path / "configs")
+    save_file(ldm.state_dict(pipe), tmp_path / "model.safetensors")
+    assert located(str(tmp_path / "model.safetensors"))[1] is None
+    with pytest.warns(UserWarning, match="says nothing of its scaling"):  # tiny: of no kind that has a table
+        assert same(other_vae(str(tmp_path / "model.safetensors"), part_of(pipe.vae), dtype=torch.float32), pipe.vae)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_a_tiny_vae_of_one_family_fits_no_other(name):
+    fits, other = ("taesd", "taesdxl") if name == "sd15" else ("taesdxl", "taesd")
+    check_fits(fits, own_of(name))
+    with pytest.raises(DoesNotApply, match="latents"):
+        check_fits(other, own_of(name))
+
+
+def test_a_tiny_vaes_file_stands_in(tmp_path):
+    vae = AutoencoderTiny()
+    save_file(vae.state_dict(), tmp_path / "taesd.safetensors")
+    assert FIRST in vae.state_dict()
+    loaded = other_vae(str(tmp_path / "taesd.safetensors"), own_of("sd15"), dtype=torch.float32)
+    assert same(loaded, vae)
+    with pytest.raises(DoesNotApply):
+        check_fits(str(tmp_path / "taesd.safetensors"), own_of("sdxl"))
+
+
+def test_the_names_of_the_catalogue_stand_for_their_repositories():
+    source, row = located("ft-mse")
+    assert (source.kind, source.place, row.name) == ("hub", "stabilityai/sd-vae-ft-mse", "ft-mse")
+    assert located("sdxl-vae-fp16-fix")[0].place == "madebyollin/sdxl-vae-fp16-fix"
+
+
+def test_what_lies_here_wins_over_the_catalogue(tmp_path, monkeypatch):
+    tiny.sd().vae.save_pretrained(tmp_path / "ft-mse")
+    monkeypatch.chdir(tmp_path)
+    assert located("ft-mse")[0].kind == "vae folder"
+
+
+def test_a_file_that_is_not_here_but_known_says_who_has_it():
+    with pytest.raises(ModelNotFound, match="--vae ft-ema fetches it from stabilityai/sd-vae-ft-ema"):
+        located("vae-ft-ema-560000-ema-pruned.safetensors")
+
+
+def test_one_that_is_a_pickle_alone_wants_to_be_allowed():
+    with pytest.raises(UsageError, match=r"kl-f8-anime2 is only published as a pickle.*--allow-pickle"):
+        located("kl-f8-anime2")
+
+
+def test_a_pickle_is_read_when_it_is_allowed(alone, tmp_path):
+    vae, _ = alone
+    path = tmp_path / "my.ckpt"
+    tensors = {k: v for k, v in ldm.state_dict(ldm.pipeline()).items() if k.startswith("first_stage_model.")}
+    torch.save({"state_dict": tensors}, path)
+    with pytest.raises(UsageError, match="is a pickle"):
+        check_fits(str(path), part_of(vae))
+    with pytest.warns(UserWarning, match="says nothing of its scaling"):
+        assert same(other_vae(str(path), part_of(vae), dtype=torch.float32, allow_pickle=True), vae)
+
+
+def test_an_unknown_name_gives_the_nearest():
+    with pytest.raises(UnknownName, match="unknown VAE 'ft-msa': did you mean ft-mse"):
+        located("ft-msa")
 
 
 # -- from a hub --------------------------------------------------------------------------------------------------------

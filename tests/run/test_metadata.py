@@ -2,57 +2,26 @@
 
 import errno
 import io
-import json
 import os
-import re
 import resource
 import stat
 import struct
-import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from records import FULL, INPAINTED, PLAIN, TWO_PASSES, texts
 
 from safelight.errors import EnvironmentProblem, UsageError
 from safelight.run import metadata
-from safelight.run.metadata import Record, infotext, parse_infotext
-from safelight.run.record import KINDS
+from safelight.run.infotext import infotext
+from safelight.run.record import Record
 
-# as published in AUTOMATIC1111/stable-diffusion-webui 1.10, modules/infotext_utils.py
-A1111 = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-
-PLAIN = Record("a red apple", "", 512, 768, 20, 7.0, 1, "Euler", "firstlight", "firstlight", None, None, None)
-FULL = Record(
-    prompt="a red apple, 3d\non a \u201cblue\u201d table \U0001f34e",
-    negative="blurry, bad",
-    width=512,
-    height=768,
-    steps=20,
-    guidance=7.5,
-    seed=2**32 - 1,
-    sampler="DPM++ 2M Karras",
-    model="someone/model@main",
-    model_name="model, second: edition",
-    model_hash="0123456789abcdef" * 4,
-    revision="abc",
-    vae="some/where/soft.safetensors",
-    lora=("one.safetensors", "two.safetensors:0.5"),
-    dtype="bfloat16",
-    device="cuda",
-    optimizers=(("vae-tiling", "256,overlap=0.5"), ("fused-qkv", "")),
-    batch_size=4,
-    upscale=4,
-    upscaler="realesr-animevideov3-x4",
-    versions={"safelight": "0.1.0", "torch": "2.13.0", "diffusers": "0.42.1"},
-)
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".PNG"]
 LOSSY = [".jpg", ".webp"]
-
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 
 
 def picture() -> Image.Image:
@@ -65,215 +34,15 @@ def written(folder: Path, suffix: str = ".png", record: Record = FULL) -> Path:
     return path
 
 
-def carried(prompt: str) -> str:
-    """What A1111's format keeps of a prompt."""
-    return "\n".join(line.strip() for line in prompt.split("\n")).lstrip("\n")
-
-
-# --- the text ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_text_is_laid_out_as_a1111_does():
-    assert infotext(FULL) == (
-        "a red apple, 3d\non a \u201cblue\u201d table \U0001f34e\n"
-        "Negative prompt: blurry, bad\n"
-        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 4294967295, Size: 512x768, "
-        'Model hash: 0123456789, Model: "model, second: edition", VAE: soft.safetensors, RNG: CPU, '
-        "Postprocess upscale by: 4, Postprocess upscaler: realesr-animevideov3-x4, "
-        'Optimizers: "vae-tiling=256,overlap=0.5, fused-qkv", Version: safelight 0.1.0'
-    )
-
-
-def test_what_is_not_there_has_no_field():
-    assert infotext(PLAIN) == (
-        "a red apple\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x768, Model: firstlight, RNG: CPU"
-    )
-    assert "CFG scale" not in infotext(replace(PLAIN, guidance=None))
-
-
-@pytest.mark.parametrize(
-    ("label", "sampler", "schedule"),
-    [
-        ("DPM++ 2M Karras", "DPM++ 2M", "Karras"),
-        ("Euler a SGM Uniform", "Euler a", "SGM Uniform"),
-        ("DPM++ 2M SDE Exponential", "DPM++ 2M SDE", "Exponential"),
-        ("DPM++ 2M SDE", "DPM++ 2M SDE", None),
-        ("Euler", "Euler", None),
-        ("DDIM", "DDIM", None),
-        ("Karras", "Karras", None),
-    ],
-)
-def test_the_schedule_is_split_from_the_sampler(label, sampler, schedule):
-    _, _, fields = parse_infotext(infotext(replace(PLAIN, sampler=label)))
-
-    assert (fields["Sampler"], fields.get("Schedule type")) == (sampler, schedule)
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [("a b", "a b"), ('a "b"', 'a "b"'), ("a,b", '"a,b"'), ("a:b", '"a:b"'), ("a\nb", r'"a\nb"'), ("\u00e9", "\u00e9")],
-)
-def test_a_value_is_quoted_only_where_it_must_be(name, shown):
-    assert f"Model: {shown}, RNG" in infotext(replace(PLAIN, model_name=name))
-
-
-def test_a1111s_own_pattern_reads_the_last_line():
-    found = dict(A1111.findall(infotext(FULL).split("\n")[-1]))
-
-    assert found["Sampler"] == "DPM++ 2M"
-    assert found["Size"] == "512x768"
-    assert json.loads(found["Model"]) == FULL.model_name
-    assert json.loads(found["Optimizers"]) == "vae-tiling=256,overlap=0.5, fused-qkv"
-    assert len(found) == 14
-
-
-@given(prompt=texts, negative=texts)
-@example(prompt="a\nSteps: 1, Sampler: x, Seed: 3, Size: 1x1", negative="")
-@example(prompt="", negative="")
-@example(prompt="\n\n a \n\n", negative="\n b\n \n")
-@example(prompt="a", negative="Negative prompt: b")
-def test_prompts_survive_as_far_as_the_format_carries_them(prompt, negative):
-    record = replace(FULL, prompt=prompt, negative=negative)
-    began_early = any(line.strip().startswith("Negative prompt:") for line in prompt.split("\n"))
-
-    found_prompt, found_negative, fields = parse_infotext(infotext(record))
-
-    if not began_early:
-        assert (found_prompt, found_negative) == (carried(prompt), carried(negative))
-    assert fields == parse_infotext(infotext(FULL))[2]
-    assert Record.from_json(record.to_json()) == record
-
-
-@given(name=texts.filter(lambda text: not re.match(r'\s|"|\d+x\d+$|Model$|$', text)))
-def test_any_value_survives(name):
-    _, _, fields = parse_infotext(infotext(replace(FULL, model_name=name)))
-
-    assert fields["Model"] == name
-    assert fields["Seed"] == "4294967295"
-
-
-def test_a_prompt_may_hold_what_looks_like_the_format():
-    prompt = "a sign that says\nSteps: 1, Sampler: none, Seed: 5, Size: 8x8\nand more"
-
-    assert parse_infotext(infotext(replace(PLAIN, prompt=prompt)))[0] == prompt
-
-
-def test_a_prompt_line_that_begins_a_negative_prompt_is_only_safe_in_the_twin():
-    record = replace(PLAIN, prompt="a\nNegative prompt: b")
-
-    assert parse_infotext(infotext(record))[:2] == ("a", "b")
-    assert Record.from_json(record.to_json()).prompt == "a\nNegative prompt: b"
-
-
-@pytest.mark.parametrize("text", ["", "only a prompt", "a: b, c: d", "first\nsecond"])
-def test_a_last_line_with_fewer_than_three_fields_is_prompt(text):
-    assert parse_infotext(text) == (text, "", {})
-
-
-def test_sizes_are_split_as_a1111_does():
-    _, _, fields = parse_infotext("p\nSteps: 20, Sampler: Euler a, Size: 512x768, Hires resize: 1024x1536")
-
-    assert fields == {
-        "Steps": "20",
-        "Sampler": "Euler a",
-        "Size-1": "512",
-        "Size-2": "768",
-        "Hires resize-1": "1024",
-        "Hires resize-2": "1536",
-    }
-
-
-@given(line=st.text(st.sampled_from('aB1 :,"\\-/x\t'), max_size=60))
-def test_our_pattern_finds_what_a1111s_finds(line):
-    assert metadata.FIELD.findall(line) == A1111.findall(line)
-
-
-@pytest.mark.parametrize(
-    "line", ["a" * 400_000, " " * 400_000, 'ab:"' * 100_000, "ab:" + '"\\' * 200_000, "a-" * 200_000 + ":"]
-)
-def test_a_hostile_line_takes_no_longer_than_its_length(line):
-    began = time.perf_counter()
-
-    parse_infotext(line)
-
-    assert time.perf_counter() - began < 10  # A1111's pattern takes minutes for the first two
-
-
-def test_a_quoted_half_surrogate_is_left_as_it_stands():
-    assert parse_infotext(r"p" + "\n" + r'Aa: "\ud800", Bb: 1, Cc: 2')[2]["Aa"] == r'"\ud800"'
-
-
-# --- the twin ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("record", [PLAIN, FULL], ids=["plain", "full"])
-def test_json_keeps_the_record(record):
-    assert Record.from_json(record.to_json()) == record
-    assert json.loads(record.to_json())["safelight"] == 1
-    assert record.to_json().isascii()
-
-
-def test_every_field_has_its_kind():
-    assert KINDS.keys() == asdict(FULL).keys()
-
-
-WRONG = {
-    "prompt": [None, 1, ["a"], "\ud800"],
-    "width": ["512", 5.5, True, -1, 2**64, None],
-    "seed": [-1, 2**32, 1.0],
-    "guidance": ["7", True, -1, 10**400, float("nan"), float("inf")],
-    "model_hash": ["xyz", 5, "ab" * 31],
-    "lora": ["a", [1], [["a"]], {"a": "b"}],
-    "optimizers": [["a"], [["a"]], [["a", 1]], "ab", [["a", "b", "c"]]],
-    "versions": [[], {"a": 1}, "x", None],
-}
-
-
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
-def test_a_field_of_the_wrong_kind_is_refused_by_name(name, value):
-    text = json.dumps({**json.loads(FULL.to_json()), name: value})
-
-    with pytest.raises(UsageError, match=f"^the record's {name} is .*: expected ") as caught:
-        Record.from_json(text)
-
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 160
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not valid JSON"),
-        ("{", "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
-        ('{"safelight": 1' + "0" * 5000 + "}", "not valid JSON"),
-        ("[]", "names no schema"),
-        ('"safelight"', "names no schema"),
-        ("{}", "names no schema"),
-        ('{"safelight": 2}', "is of schema 2, this safelight reads 1"),
-        ('{"safelight": true}', "is of schema True"),
-        ('{"safelight": "1"}', "is of schema '1'"),
-        ('{"safelight": [1]}', "is of schema of type list"),
-        ('{"safelight": 1}', "not complete"),
-        ('{"safelight": 1, "pro\\nmpt": ""}', r"does not know: 'pro\nmpt'"),
-    ],
-)
-def test_what_is_not_a_record_is_refused_in_one_line(text, message):
-    with pytest.raises(UsageError) as caught:
-        Record.from_json(text)
-
-    assert message in str(caught.value)
-    assert str(caught.value).isprintable()
-
-
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_every_format_gives_the_record_back(tmp_path, suffix):
-    path = written(tmp_path, suffix)
+@pytest.mark.parametrize("record", [FULL, TWO_PASSES, INPAINTED], ids=["full", "two passes", "inpainted"])
+def test_every_format_gives_the_record_back(tmp_path, suffix, record):
+    path = written(tmp_path, suffix, record)
 
-    assert metadata.read(path) == (FULL, infotext(FULL))
+    assert metadata.read(path) == (record, infotext(record))
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from optimizers.off_decode import nothing_is_previewed, taesd_folder
 
@@ -10,7 +11,10 @@ from safelight.errors import DidNotEngage, UnknownName, UsageError
 from safelight.optimizers import taesd
 from safelight.request import Request
 from safelight.run import generate as run
+from safelight.run.denoising import Watch
 from safelight.run.preview import Previews
+from safelight.run.settling import settle
+from safelight.sampling.checkpoint import Checkpoint
 
 FOLDER = taesd_folder()
 PREVIEW = f"tiny-vae={FOLDER},tiny-vae.use=preview"
@@ -35,14 +39,12 @@ def test_previews_come_from_the_tiny_vae_and_the_picture_from_its_own(pipe):
 
 
 def test_previews_leave_every_bit_as_it_is(pipe):
-    request = run.settle(pipe, Request("a cat", steps=3, seed=1), {})
-    checkpoint, before = run.Checkpoint.of(pipe), sorted(vars(pipe.scheduler))
+    checkpoint, before = Checkpoint.of(pipe), sorted(vars(pipe.scheduler))
+    request = settle(pipe, Request("a cat", steps=3, seed=1), {}, checkpoint)
+    passes = run._passes(pipe, request, checkpoint, tiny.cpu(), keep_first=False)
 
     def latents(preview):
-        scheduler = run._scheduler(request, checkpoint)()
-        made = run._denoise(pipe, request, [1], scheduler, run.Clock(), lambda *_: None, preview)
-        assert "step" not in vars(scheduler)
-        return made
+        return passes([1], None, Watch(preview=preview)).latents
 
     tiny_vae = taesd.load(taesd_folder(), torch.float32)
     previews = Previews(lambda latents: taesd.picture(tiny_vae, latents), lambda step, pictures: None)

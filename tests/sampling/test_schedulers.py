@@ -1,4 +1,4 @@
-"""The names people know give the scheduler they mean, always from the checkpoint's own config."""
+"""A name, a schedule and options become the scheduler they mean, from the checkpoint's own config, or a reason."""
 
 import diffusers
 import pytest
@@ -6,67 +6,162 @@ import tiny
 import torch
 
 from safelight.errors import DoesNotApply, UnknownName
-from safelight.sampling.schedulers import SAMPLERS, build, find, label_of
-from safelight.sampling.schedulers import own as own_scheduler
+from safelight.sampling.checkpoint import Checkpoint
+from safelight.sampling.driven import DrivenScheduler, Walk
+from safelight.sampling.samplers import SAMPLERS
+from safelight.sampling.schedulers import CLASSES, build, check, find
+from safelight.sampling.schedules import SCHEDULES
 
-NOISE = [sampler for sampler in SAMPLERS if not sampler.flow]
-
-
-def own(pipe):
-    return dict(pipe.scheduler.config), type(pipe.scheduler).__name__
+FLOW = Checkpoint("FlowMatchEulerDiscreteScheduler", {"shift": 3.0})
+NOISE_CLASSES = [name for name, row in CLASSES.items() if not row.flow]
 
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    return own(tiny.sd())
+    return Checkpoint.of(tiny.sd())
 
 
 @pytest.mark.parametrize(
-    "name", ["DPM++ 2M Karras", "dpm++ 2m karras", "DPM++_2M-Karras", " DPM++  2M  Karras "], ids=repr
+    ("asked", "label", "schedule"),
+    [
+        (("DPM++ 2M Karras", None), "DPM++ 2M", "Karras"),
+        (("dpm++ 2m", "karras"), "DPM++ 2M", "Karras"),
+        (("DPM++ 2M", "Automatic"), "DPM++ 2M", None),
+        (("DPM++ 2M Karras", "Karras"), "DPM++ 2M", "Karras"),
+        (("k_euler_a", "sgm_uniform"), "Euler a", "SGM Uniform"),
+        (("DDIMScheduler", None), "DDIMScheduler", None),
+        (("ddim_scheduler", "automatic"), "DDIMScheduler", None),
+        ((None, None), None, None),
+    ],
+    ids=str,
 )
-def test_case_spaces_hyphens_and_underscores_do_not_count(name):
-    assert find(name).label == "DPM++ 2M Karras"
+def test_a_name_and_a_schedule_are_one_recipe(asked, label, schedule):
+    recipe = find(*asked)
+    assert (recipe.label, recipe.schedule_label) == (label, schedule)
 
 
-@pytest.mark.parametrize(("alias", "label"), [("k_euler_a", "Euler a"), ("UniPCMultistepScheduler", "UniPC")])
-def test_aliases_and_diffusers_classes_are_names_too(alias, label):
-    assert find(alias).label == label
+@pytest.mark.parametrize(
+    ("asked", "error", "says"),
+    [
+        (("Eular", None), UnknownName, "did you mean Euler"),
+        (("EularDiscreteScheduler", None), UnknownName, "EulerDiscreteScheduler"),
+        (("Euler", "Karas"), UnknownName, "Karras"),
+        (("Euler Karras", "Exponential"), DoesNotApply, "give one"),
+        (("DDIMScheduler", "Karras"), DoesNotApply, "schedule of its config"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_meant_says_what_is_near(asked, error, says):
+    with pytest.raises(error, match=says):
+        find(*asked)
 
 
-def test_an_unknown_name_gives_the_nearest():
-    with pytest.raises(UnknownName, match="did you mean Euler"):
-        find("Eular")
-
-
-@pytest.mark.parametrize("sampler", NOISE, ids=lambda sampler: sampler.label)
-def test_every_row_builds_and_keeps_the_checkpoints_betas(sampler, checkpoint):
-    scheduler = build(sampler, *checkpoint)
-    assert type(scheduler).__name__ == sampler.cls
+@pytest.mark.parametrize("name", NOISE_CLASSES)
+def test_every_class_of_diffusers_is_built_from_the_checkpoints_betas(name, checkpoint):
+    scheduler = build(find(name), checkpoint)
+    assert type(scheduler).__name__ == name
     assert scheduler.config.beta_end == 0.012
-    assert label_of(scheduler) == sampler.label
 
 
-def test_karras_does_not_leak_from_one_sampler_into_the_next(checkpoint):
-    karras = build(find("DPM++ 2M Karras"), *checkpoint)
-    after = build(find("Euler"), dict(karras.config), type(karras).__name__)
-    assert not after.config.use_karras_sigmas
+def test_the_checkpoints_own_class_is_as_it_has_it(checkpoint):
+    assert build(find(None), checkpoint).config == checkpoint.own().config
+    assert build(find(checkpoint.cls), checkpoint).config == checkpoint.own().config
 
 
-@pytest.mark.parametrize("sampler", NOISE[1:], ids=lambda sampler: sampler.label)
-def test_a_flow_model_takes_flow_samplers_alone(sampler):
+def test_karras_does_not_leak_from_one_class_into_the_next(checkpoint):
+    sde = diffusers.DPMSolverMultistepScheduler.from_config(
+        checkpoint.config, algorithm_type="sde-dpmsolver++", use_karras_sigmas=True
+    )
+    ddim = diffusers.DDIMScheduler.from_config(sde.config)
+    assert diffusers.EulerDiscreteScheduler.from_config(ddim.config).config.use_karras_sigmas
+    leaked = Checkpoint("DDIMScheduler", dict(ddim.config))
+    assert not build(find("EulerDiscreteScheduler"), leaked).config.use_karras_sigmas
+    with pytest.raises(NotImplementedError, match="sde-dpmsolver"):
+        diffusers.DEISMultistepScheduler.from_config(sde.config)
+    assert build(find("DEISMultistepScheduler"), leaked).config.algorithm_type == "deis"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.label)
+def test_every_sampler_takes_every_schedule_of_its_kind_of_model(sampler, checkpoint):
+    for schedule in SCHEDULES:
+        recipe = find(sampler.label, schedule.name)
+        refused = recipe.schedule is not None and schedule.refuses(False, "sd15")
+        if refused:
+            with pytest.raises(DoesNotApply):
+                check(recipe, {}, checkpoint, "sd15")
+            continue
+        check(recipe, {}, checkpoint, "sd15")
+        scheduler = build(recipe, checkpoint, family="sd15")
+        scheduler.set_timesteps(10)
+        falling = scheduler.sigmas.tolist()
+        assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.label)
+def test_a_flow_model_takes_a_sampler_or_says_why_not(sampler):
+    recipe = find(sampler.label)
+    if sampler.flow in ("native", "scaled"):
+        check(recipe, {}, FLOW)
+        scheduler = build(recipe, FLOW)
+        scheduler.set_timesteps(4)
+        assert scheduler.init_noise_sigma == 1
+        assert torch.equal(scheduler.sigmas[0], torch.tensor(1.0))
+        return
+    with pytest.raises(DoesNotApply, match=r"flow-matching model: .*use"):
+        check(recipe, {}, FLOW)
+
+
+def test_a_class_for_the_other_kind_of_model_is_refused(checkpoint):
     with pytest.raises(DoesNotApply, match="flow-matching"):
-        build(sampler, {}, "FlowMatchEulerDiscreteScheduler")
-
-
-def test_euler_on_a_flow_model_is_flow_euler():
-    scheduler = build(find("Euler"), {"shift": 3.0}, "FlowMatchEulerDiscreteScheduler")
-    assert isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler)
-    assert scheduler.config.shift == 3.0
-
-
-def test_a_noise_predicting_model_takes_no_flow_sampler(checkpoint):
+        check(find("EulerDiscreteScheduler"), {}, FLOW)
     with pytest.raises(DoesNotApply, match="noise-predicting"):
-        build(find("Euler flow"), *checkpoint)
+        check(find("FlowMatchEulerDiscreteScheduler"), {}, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("DPM++ 2M", {"s_churn": 1.0}, "takes no s-churn: Euler, Heun"),
+        ("Euler", {"eta": 1.0}, "takes no eta: .*DDIM"),
+        ("DDIMScheduler", {"eta": 1.0}, "takes none"),
+        (None, {"s_noise": 1.0}, "own scheduler .*takes none"),
+    ],
+    ids=str,
+)
+def test_an_option_that_would_do_nothing_is_an_error(name, options, says, checkpoint):
+    with pytest.raises(DoesNotApply, match=says):
+        check(find(name), options, checkpoint)
+
+
+def test_align_your_steps_is_for_the_families_it_was_computed_for(checkpoint):
+    with pytest.raises(DoesNotApply, match="sd15 and sdxl alone"):
+        check(find("Euler", "Align Your Steps"), {}, checkpoint, None)
+
+
+def test_a_walk_takes_the_last_steps_of_a_longer_schedule(checkpoint):
+    whole, part = (build(find("Euler"), checkpoint, walk=walk) for walk in (Walk(), Walk(total=20, steps=8)))
+    whole.set_timesteps(20)
+    part.set_timesteps(8)
+    assert torch.equal(part.sigmas, whole.sigmas[12:])
+    assert torch.equal(part.timesteps, whole.timesteps[12:])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("name", ["Euler", "Heun", "PLMS", "DPM++ SDE", "DPM2 a Karras"])
+def test_evaluations_are_told_before_the_run(name, steps, checkpoint):
+    recipe = find(name, None if "Karras" in name else "Uniform")
+    scheduler = build(recipe, checkpoint)
+    assert isinstance(scheduler, DrivenScheduler)
+    scheduler.set_timesteps(steps)
+    assert len(scheduler.timesteps) == recipe.evaluations(steps)
+
+
+@pytest.mark.parametrize("config", [{}, {"final_sigmas_type": "zero"}], ids=["by default", "by name"])
+def test_a_checkpoint_whose_own_scheduler_gives_not_a_number_is_mended(checkpoint, config):
+    plain = diffusers.UniPCMultistepScheduler.from_config(checkpoint.config, solver_type="bh1", **config)
+    assert not torch.isfinite(walked(plain)).all()
+    given = Checkpoint("UniPCMultistepScheduler", {**checkpoint.config, "solver_type": "bh1", **config})
+    assert torch.isfinite(walked(given.own())).all()
 
 
 def walked(scheduler, steps=5):
@@ -77,45 +172,3 @@ def walked(scheduler, steps=5):
         scheduler.scale_model_input(sample, time)
         sample = scheduler.step(said, time, sample).prev_sample
     return sample
-
-
-def test_plain_diffusers_karras_travels_through_a_scheduler_that_does_not_know_it(checkpoint):
-    sde = diffusers.DPMSolverMultistepScheduler.from_config(
-        checkpoint[0], algorithm_type="sde-dpmsolver++", use_karras_sigmas=True
-    )
-    ddim = diffusers.DDIMScheduler.from_config(sde.config)
-    assert diffusers.EulerDiscreteScheduler.from_config(ddim.config).config.use_karras_sigmas
-    assert not build(find("Euler"), dict(ddim.config), "DDIMScheduler").config.use_karras_sigmas
-
-
-def test_plain_diffusers_a_leaked_algorithm_type_crashes_the_next_class(checkpoint):
-    sde = build(find("DPM++ 2M SDE"), *checkpoint)
-    with pytest.raises(NotImplementedError, match="sde-dpmsolver"):
-        diffusers.DEISMultistepScheduler.from_config(sde.config)
-
-
-@pytest.mark.parametrize("after", NOISE, ids=lambda sampler: sampler.label)
-@pytest.mark.parametrize("before", NOISE, ids=lambda sampler: sampler.label)
-def test_any_sampler_after_any_other_is_what_its_name_says(before, after, checkpoint):
-    used = build(before, *checkpoint)
-    next_one = build(after, dict(used.config), type(used).__name__)
-    assert type(next_one).__name__ == after.cls
-    assert label_of(next_one) == after.label
-    assert all(next_one.config[name] == value for name, value in after.settings.items())
-
-
-@pytest.mark.parametrize("config", [{}, {"final_sigmas_type": "zero"}], ids=["by default", "by name"])
-def test_a_checkpoint_whose_own_scheduler_gives_not_a_number_is_mended(checkpoint, config):
-    plain = diffusers.UniPCMultistepScheduler.from_config(checkpoint[0], solver_type="bh1", **config)
-    assert not torch.isfinite(walked(plain)).all()
-    given = {**checkpoint[0], "solver_type": "bh1", **config}
-    assert torch.isfinite(walked(own_scheduler(given, "UniPCMultistepScheduler"))).all()
-    assert torch.isfinite(walked(build(find("UniPC"), given, "UniPCMultistepScheduler"))).all()
-
-
-def test_any_other_scheduler_of_a_checkpoint_stays_as_it_is(checkpoint):
-    config, name = checkpoint
-    assert own_scheduler(config, name).config == getattr(diffusers, name).from_config(config).config
-    unipc = {"beta_end": 0.012, "solver_type": "bh1", "final_sigmas_type": "sigma_min"}
-    kept = own_scheduler(unipc, "UniPCMultistepScheduler")
-    assert (kept.config.solver_type, kept.config.final_sigmas_type) == ("bh1", "sigma_min")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from safelight.errors import UnknownName
 from safelight.sampling import upscalers
+from safelight.sampling.networks import Compact
 
 WEIGHTS = Path(upscalers.__file__).parent / "weights" / "realesr-animevideov3-x4.safetensors"
 
@@ -54,7 +55,7 @@ def reference(pictures: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def network() -> upscalers.UpscaleNetwork:
+def network() -> Compact:
     return upscalers.load()
 
 
@@ -103,8 +104,8 @@ def test_tiles_give_the_same_picture_as_the_whole(network, height, width, tile_p
 def test_a_smaller_margin_would_show(network):
     """The property above can fail: a network that claims to reach less far gives seams."""
 
-    class NearSighted(upscalers.UpscaleNetwork):
-        reach_px = 4
+    class NearSighted(Compact):
+        margin_px = 4
 
     pictures = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(1))
 

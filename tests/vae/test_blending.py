@@ -74,3 +74,12 @@ def test_a_small_picture_keeps_its_tiles_own_statistics(vae):
     given = uneven("decode", 24, 30)
     own, _ = in_tiles(vae, "decode", given, shared=False)
     assert torch.equal(in_tiles(vae, "decode", given)[0], own)
+
+
+def test_tiles_of_a_vae_without_norms_are_predicted_without_crops():
+    vae, given = tiny_vaes.taesd(), torch.randn(1, 4, 40, 40)
+    tiled, alone = (Blending(vae, tile_px=64, shared=shared) for shared in (True, False))
+    grid = alone.grid(given)
+    assert len(grid) > 1
+    assert tiled.work(given, grid) == alone.work(given, grid) == len(grid) * alone.plan(given, grid).work
+    assert tiled.peak_bytes(given, grid) == alone.peak_bytes(given, grid)

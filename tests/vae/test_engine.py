@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from safelight.cli.vae import FIDELITIES, HOWS
 from safelight.errors import OutOfMemory, SafelightError, UsageError
-from safelight.vae import running, seams
+from safelight.vae import engine, running, seams
 from safelight.vae.blending import blending
 from safelight.vae.engine import Engine, decode, encode
 from safelight.vae.graph import CannotWalk
@@ -308,6 +309,10 @@ def test_no_gradient_is_kept_even_where_gradients_are_on(vae):
 def test_an_unknown_way_is_refused_with_the_known_ones(vae):
     with pytest.raises(UsageError, match="'quick' is no way of a VAE: auto, whole, exact, fast, blended"):
         decode(vae, LATENTS, how="quick")
+
+
+def test_the_command_line_offers_what_the_engine_does():
+    assert (HOWS, FIDELITIES) == (engine.HOW, engine.FIDELITIES)
 
 
 class Strange(nn.Module):

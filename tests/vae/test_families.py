@@ -4,11 +4,10 @@ import diffusers
 import pytest
 import torch
 
-from safelight.optimizers.strips import EXACT
 from safelight.probe.blueprint import Part
 from safelight.simulate import inputs
 from safelight.vae import engine, seams
-from safelight.vae.blending import BLENDED
+from safelight.vae.families import BLENDED, EXACT
 
 TWO = {"down_block_types": ("DownEncoderBlock2D",) * 2, "block_out_channels": (32, 32)}
 UP = {"up_block_types": ("UpDecoderBlock2D",) * 2}
