@@ -18,6 +18,7 @@ class Steps:
     total: int = 0  # steps of the whole run; a second evaluation that repeats a timestep is none
     _last: float = field(default=float("inf"), repr=False)
     _schedule: Any = field(default=None, repr=False)  # the very tensor: every run of a pipeline makes a new one
+    _rises: tuple[bool, ...] = field(default=(), repr=False)  # after step i
 
     def begin(self, pipe: Any) -> None:
         """A new run: forget the last one, wherever it stopped."""
@@ -26,20 +27,26 @@ class Steps:
     def see(self, timestep: Any) -> bool:
         """Called with the timestep (number, or tensor of any shape) of every call. True if a new run begins with it.
 
-        So it does where the scheduler was set anew, also in a call of the pipeline that no session announced. Noise may
-        rise within a run: Restart goes back, and churn adds some. Reading the timestep waits for the device once per
-        call.
+        So it does where the scheduler was set anew. A timestep above the last one begins one as well, unless it is the
+        schedule that rises there (Restart goes back, churn adds noise): another pipeline object has begun, which no
+        session announced. Reading it waits for the device once per call.
         """
         now = float(timestep.flatten()[0]) if hasattr(timestep, "flatten") else float(timestep)
-        begins = self.pipe.scheduler.timesteps is not self._schedule
+        begins = self._is_new(now)
         if begins:
             self._schedule = self.pipe.scheduler.timesteps
             timesteps = self._schedule.tolist()
-            self.index, self.total = 0, 1 + sum(a != b for a, b in pairwise(timesteps))
+            self._rises = tuple(b > a for a, b in pairwise(timesteps) if a != b)
+            self.index, self.total = 0, len(self._rises) + 1
         elif now != self._last:
             self.index += 1
         self._last = now
         return begins
+
+    def _is_new(self, now: float) -> bool:
+        if self.pipe.scheduler.timesteps is not self._schedule:
+            return True
+        return now > self._last and not any(self._rises[self.index : self.index + 1])
 
     @property
     def time(self) -> float:

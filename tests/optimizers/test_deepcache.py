@@ -16,7 +16,7 @@ class Clocked:
     """A pipeline's scheduler, as far as Steps looks."""
 
     def __init__(self, times):
-        self.scheduler = type("Scheduler", (), {"timesteps": times})
+        self.scheduler = type("Scheduler", (), {"timesteps": torch.tensor(list(times))})
 
 
 def full_steps(times, interval, warmup, calls=1):

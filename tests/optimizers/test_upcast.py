@@ -11,7 +11,7 @@ from safelight.errors import Conflict, DidNotEngage, DoesNotApply
 from safelight.optimizers import target_of
 from safelight.planner import plan, wish
 from safelight.probe.device import Device
-from safelight.run import generate as run
+from safelight.run import decoding
 
 PIPES = {"sd": tiny.sd, "sdxl": tiny.sdxl, "flux": tiny.flux, "sd3": tiny.sd3}
 A_CARD = Device("cuda", 0, "a card", 2**34, 2**34, (8, 9), ("float32", "bfloat16", "float16"))
@@ -68,12 +68,12 @@ def test_upcast_vae_comes_after_dtype_however_it_is_written(unet_pipe, written):
 
 
 def test_upcast_vae_saves_the_upcast_at_each_decode():
-    """run/generate.py upcasts a VAE in float16 that says it overflows, and puts it back, at every decode."""
+    """run/decoding.py upcasts a VAE in float16 that says it overflows, and puts it back, at every decode."""
     pipe = tiny.sd()
     pipe.vae.half()
     to, casts = pipe.vae.to, []
     pipe.vae.to = lambda *args, **kwargs: (casts.append(kwargs), to(*args, **kwargs))[1]
-    with run._upcast_if_the_vae_overflows(pipe):
+    with decoding._upcast_if_the_vae_overflows(pipe):
         pass
     assert len(casts) == 1
     with safelight.optimize(pipe, "dtype=bfloat16,upcast-vae"):
