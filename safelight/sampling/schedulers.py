@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safelight.errors import DoesNotApply, UnknownName
 from safelight.sampling import names, schedules
 from safelight.sampling.checkpoint import Checkpoint
+from safelight.sampling.levels import Levels
 from safelight.sampling.samplers import SAMPLERS, Sampler
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def check(recipe: Recipe, options: Mapping[str, float], checkpoint: Checkpoint, 
         raise DoesNotApply(f"{sampler.label} takes no {_flag(ignored[0])}: {', '.join(takers)} do")
     if checkpoint.is_flow:
         _check_flow(sampler, options)
+    else:
+        Levels.of(checkpoint.cls, checkpoint.own().config)  # an error now, where it does not say what they are
     if (grid := _schedule(recipe, checkpoint)) is not None and (reason := grid.refuses(checkpoint.is_flow, family)):
         raise DoesNotApply(reason)
 
