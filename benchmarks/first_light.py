@@ -17,10 +17,10 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 import safelight
+from safelight.measure import structure
 
 PROMPT = "a red apple, 3d, on a blue background"
 ALONE = ["dtype=bfloat16", "channels-last", "attention-backend=math", "prompt-cache", "auto"]
@@ -45,9 +45,7 @@ def run(flags: list[str], optimize: str, folder: Path) -> dict:
 
 def psnr(a: Path, b: Path) -> float:
     """dB; infinite for equal pictures."""
-    x, y = (np.asarray(Image.open(path), np.float64) for path in (a, b))
-    error = np.mean((x - y) ** 2)
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+    return structure.psnr(*(Image.open(path).convert("RGB") for path in (a, b)))
 
 
 def measure(repeats: int) -> list[dict]:

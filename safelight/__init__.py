@@ -42,6 +42,13 @@ def plan(
     batch_size: int | str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    sampler: str | None = None,
+    schedule: str | None = None,
+    hires: str | None = None,
+    hires_steps: int | None = None,
+    hires_denoise: float | None = None,
+    hires_upscaler: str | None = None,
+    denoise: float | None = None,
     config_folder: str | None = None,
 ) -> "Outlook":
     """What a run would take, plain and planned, and which optimizers with which reason; nothing is loaded or run.
@@ -54,6 +61,9 @@ def plan(
     preset: a name from `planner.presets`, whose wishes count where nothing is given here.
     width, height, frames, batch_size, steps, guidance: None is the model's own, one picture at a time and 20 steps.
     batch_size: "auto" finds the one that makes the most pictures per second, as does the goal "throughput".
+    sampler, schedule: as Request has them; seconds count how often the model is asked, which is twice a step for some.
+    hires, hires_steps, hires_denoise, hires_upscaler: of a second pass, as Request has them: seconds are of both, and
+    memory is planned for the larger. denoise: for a picture to begin from, how much of it is drawn anew.
     config_folder: configs for a single file.
     Raises SafelightError's children: UnknownName, ModelNotFound, DamagedModel, DoesNotApply, Conflict, CannotPredict,
     UsageError; OutOfMemory where no plan fits, EnvironmentProblem where a device or the hub is not there.
@@ -65,8 +75,10 @@ def plan(
     limits = {"max_seconds": max_seconds, "fidelity": fidelity, "pictures": pictures}
     pixels = {"width": width, "height": height, "frames": frames}
     run = {"batch_size": batch_size, "steps": steps, "guidance": guidance, "config_folder": config_folder}
-    given = {"model": model, "device": device, **wishes, **limits, **pixels, **run}
-    return opening.foreseen(**presets.applied(preset, given))
+    larger = {"hires": hires, "hires_steps": hires_steps, "hires_upscaler": hires_upscaler}
+    drawn = {"sampler": sampler, "schedule": schedule, "hires_denoise": hires_denoise, "denoise": denoise, **larger}
+    given = {"model": model, "device": device, **wishes, **limits, **pixels, **run, **drawn}
+    return opening.foreseen(**presets.planned(preset, given))
 
 
 def load(
@@ -89,6 +101,7 @@ def load(
     height: int | None = None,
     batch_size: int = 1,
     steps: int | None = None,
+    request: Request | None = None,
 ) -> "Session":
     """Loads a model and applies a plan; the session that comes back is closed by its `with` block.
 
@@ -102,6 +115,8 @@ def load(
     config_folder: configs and tokenizers for a single file, where there is no hub.
     loras: paths of .safetensors files, each with an optional "=weight".
     width, height, batch_size, steps: what the plan is made for; None is the model's own size, and 20 steps.
+    request: what it is made for in all that is known, in place of these four: its sampler, its second pass, the picture
+    that it begins from. The session draws any other, too.
     Raises SafelightError's children: ModelNotFound, DamagedModel, DoesNotApply, Conflict, OutOfMemory, ...
     """
     from safelight import opening, planner
@@ -109,7 +124,8 @@ def load(
     limits: dict[str, Any] = {"goal": goal, "vram": vram, "max_seconds": max_seconds, "fidelity": fidelity}
     wish = planner.wish(optimize, without, keep=keep, pictures=pictures, **limits)
     files = opening.Files(model, vae, loras, config_folder, allow_pickle)
-    return opening.opened(files, wish, device, width=width, height=height, batch_size=batch_size, steps=steps)
+    sizes: dict[str, Any] = {"width": width, "height": height, "batch_size": batch_size, "steps": steps}
+    return opening.opened(files, wish, device, request or Request("", **sizes, count=batch_size))
 
 
 def optimize(

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from safelight.measure.structure import psnr
+
 PROMPTS = (
     "a red apple, 3d, on a blue background",
     "a fox, flat, on a green background",
@@ -36,14 +38,8 @@ def draw(prompt: str, folder: Path, optimize: str) -> dict:
     return json.loads(finished.stdout)
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """dB, from 8 bit pictures; infinite when they are equal."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
-
-
-def read(path: str) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
+def read(path: str) -> Image.Image:
+    return Image.open(path).convert("RGB")
 
 
 def side_by_side(runs: dict[str, list[dict]]) -> Image.Image:

@@ -1,9 +1,13 @@
-"""Writes the pages that are made from the code: docs/cli.md, optimizers.md, translate.md. tests/test_docs.py compares.
+"""Writes what is made from the code: docs/cli.md, optimizers.md, translate.md, and the tables between markers in
+sampling.md and vae.md. tests/test_docs.py compares.
 
 python scripts/docs.py
 """
 
 import inspect
+import math
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
@@ -15,8 +19,11 @@ from safelight.optimizers.flags import DIFFGENTOR, FLAGS, TUNING, VARIABLES, Fla
 from safelight.optimizers.registry import swapped
 from safelight.optimizers.target import Part, Target
 from safelight.planner import AUTO, fitting
-from safelight.probe import packages
+from safelight.probe import packages, vae_catalog
 from safelight.probe.device import Device
+from safelight.request import SAMPLER_OPTIONS
+from safelight.sampling import catalog_upscalers, samplers, schedulers, schedules
+from safelight.sampling.samplers import Sampler
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDTH = 100
@@ -178,7 +185,102 @@ def _becomes(flag: Flag) -> str:
     return ", ".join(f"{value}: {f'`{becomes}`' if becomes else 'nothing'}" for value, becomes in flag.becomes.items())
 
 
-PAGES = {"cli.md": cli_page, "optimizers.md": optimizers_page, "translate.md": translate_page}
+# -- tables within pages -----------------------------------------------------------------------------------------------
+
+EACH: dict[samplers.Evaluations, str] = {
+    samplers.once: "1",
+    samplers.twice: "2, the last 1",
+    samplers.once_and_one: "1, the first 2",
+    samplers.unforeseen: "as many as it needs",
+}
+
+
+def samplers_table() -> str:
+    lines = [
+        "| sampler | also | evaluations a step | own schedule | options, as they are unsaid | flow models |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in samplers.SAMPLERS:
+        flow = "yes" if row.flow in ("native", "scaled") else f"no: {row.flow}"
+        own = schedules.find(row.schedule).label
+        lines.append(
+            f"| {row.label} | {_codes(row.aliases)} | {EACH[row.evaluations]} | {own} | {_options(row)} | {flow} |"
+        )
+    return "\n".join(lines)
+
+
+def _options(row: Sampler) -> str:
+    """Those that a request has; 0 stands for no limit of s_tmax, as it is asked for."""
+    defaults = {name: p.default for name, p in inspect.signature(row.run).parameters.items()}
+    said = {name: defaults[name] for name in SAMPLER_OPTIONS if name in row.options}
+    values = {name: 0 if math.isinf(value) else value for name, value in said.items()}
+    return _codes(f"{name.replace('_', '-')} {value:g}" for name, value in values.items())
+
+
+def schedules_table() -> str:
+    lines = ["| schedule | name | what | flow models |", "|---|---|---|---|"]
+    for row in schedules.SCHEDULES:
+        what = "The sampler's own." if row.function is None else (row.function.__doc__ or "").splitlines()[0]
+        only = f" For {' and '.join(row.families)} alone." if row.families else ""
+        flow = "yes" if row.flow is True else f"no: {row.flow}"
+        lines.append(f"| {row.label} | {_codes((row.name, *row.aliases))} | {what}{only} | {flow} |")
+    return "\n".join(lines)
+
+
+def classes_line() -> str:
+    kinds = {"noise-predicting": False, "flow-matching": True}
+    named = {
+        kind: _codes(cls for cls, row in schedulers.CLASSES.items() if row.flow is flow) for kind, flow in kinds.items()
+    }
+    return "\n".join(f"- {kind} models: {names}" for kind, names in named.items())
+
+
+def upscalers_table() -> str:
+    lines = ["| upscaler | what | by itself | weights | licence |", "|---|---|---|---|---|"]
+    for row in catalog_upscalers.ROWS:
+        what = row.network or (row.way if row.kind == "image" else f"{row.way}, of latents between two passes")
+        there = "bundled" if row.bundled else f"`safelight get {row.name!r}`, {catalog_upscalers.megabytes(row)}"
+        licence = f"[{row.licence}]({row.source})" if row.licence else "-"
+        lines.append(f"| {row.name} | {what} | {row.scale} x | {there if row.network else 'none'} | {licence} |")
+    return "\n".join(lines)
+
+
+def vaes_table() -> str:
+    lines = ["| name | for | MiB | decodes in | known for |", "|---|---|---|---|---|"]
+    for row in vae_catalog.CATALOGUE:
+        dtypes = "all" if row.dtypes == vae_catalog.ALL else ", ".join(row.dtypes)
+        whose = vae_catalog.FAMILIES[row.family][1]
+        known = f"[{row.known_for}]({row.source})"
+        lines.append(f"| `{row.name}` | {whose} | {row.nbytes / 2**20:.0f} | {dtypes} | {known} |")
+    return "\n".join(lines)
+
+
+def _codes(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "-"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "samplers": samplers_table,
+    "schedules": schedules_table,
+    "classes": classes_line,
+    "upscalers": upscalers_table,
+    "vaes": vaes_table,
+}
+BETWEEN = re.compile(r"(?s)(<!-- table: (\w+), made by python scripts/docs.py -->).*?(<!-- end of table -->)")
+
+
+def filled(page: str) -> str:
+    """A page written by hand, its tables made anew."""
+    return BETWEEN.sub(lambda found: f"{found[1]}\n\n{TABLES[found[2]]()}\n\n{found[3]}", (DOCS / page).read_text())
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli_page,
+    "optimizers.md": optimizers_page,
+    "translate.md": translate_page,
+    "sampling.md": lambda: filled("sampling.md"),
+    "vae.md": lambda: filled("vae.md"),
+}
 
 
 def main() -> None:

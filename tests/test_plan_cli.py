@@ -8,14 +8,17 @@ import tomllib
 from dataclasses import dataclass
 
 import pytest
+from PIL import Image
 
 import safelight
-from safelight import cli
+from safelight import cli, config
 from safelight.cli import planning
-from safelight.errors import UnknownName, UsageError
+from safelight.errors import DoesNotApply, UnknownName, UsageError
+from safelight.opening import foreseen
 from safelight.optimizers import OPTIMIZERS
 from safelight.planner import wish
-from safelight.planner.presets import PRESETS
+from safelight.planner.presets import DRAWN, PRESETS
+from safelight.request import Request
 from safelight.simulate import measurements
 
 CARD = ("--device", "rtx-3060-12gb")
@@ -215,6 +218,124 @@ def test_a_plan_file_that_is_none_says_so(tmp_path):
 
 def test_a_plan_file_that_cannot_be_written_says_so(plan, tmp_path):
     failed(plan("--toml", tmp_path / "no" / "plan.toml"), 4, "cannot write", "plan.toml")
+
+
+# -- samplers, second passes, pictures to begin from -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_planned_and_its_file_asks_for_all_that_it_draws(plan, folder, tmp_path, name):
+    file = tmp_path / "plan.toml"
+    ran = plan("--preset", name, "--model", folder, "--width", 64, "--height", 64, "-o", "none", "--toml", file)
+    assert ran.code == 0, ran.err
+    found = config.request({"prompt": "", **planning.read_plan(file)})
+    asks = PRESETS[name].asks
+    drawn = ("sampler", "steps", "guidance", "count", *DRAWN)
+    assert {key: getattr(found, key) for key in drawn if key in asks} == {k: asks[k] for k in drawn if k in asks}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_draws(run, folder, tmp_path, name):
+    small = ("--width", 32, "--height", 32, "--steps", 1, "--batch-size", 1, "--count", 1, "--seed", 1, "-o", "none")
+    hires = ("--hires-steps", 1) if "hires" in PRESETS[name].asks else ()
+    given = ("--preset", name, "--model", folder, "--device", "cpu", *small, *hires)
+    assert (ran := run("generate", "a cat", *given, "-O", "a.png")).code == 0, ran.err
+    side = 48 if hires else 32
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (side, side)
+
+
+def test_seconds_count_how_often_the_model_is_asked(plan):
+    once, twice = (json.loads(plan("-o", "none", "--sampler", name, "--json").out) for name in ("Euler", "Heun"))
+    assert [found["passes"][0]["evaluations"] for found in (once, twice)] == [20, 39]
+    both = [found["planned"]["phases"]["denoise"]["seconds"] for found in (once, twice)]
+    assert both[1] / both[0] == pytest.approx(39 / 20, rel=0.001)
+
+
+def test_a_second_pass_adds_its_seconds_and_memory_is_for_the_larger(plan):
+    alone, large, both = (
+        json.loads(plan("-o", "none", "--json", *more).out)
+        for more in ((), ("--width", 96, "--height", 96, "--steps", 15), ("--hires", 1.5, "--hires-steps", 15))
+    )
+    first, second = both["passes"]
+    assert (first["width"], first["steps"], second["width"], second["steps"]) == (64, 20, 96, 15)
+    assert both["size"]["width"] == 64
+    assert both["planned"]["peak_bytes"] == large["planned"]["peak_bytes"] > alone["planned"]["peak_bytes"]
+    denoise = [found["planned"]["phases"]["denoise"]["seconds"] for found in (alone, large, both)]
+    assert denoise[2] == pytest.approx(denoise[0] + denoise[1])
+    assert both["planned"]["phases"]["decode"]["seconds"] == large["planned"]["phases"]["decode"]["seconds"]
+
+
+def test_pictures_that_are_enlarged_are_decoded_and_encoded_between_the_passes(plan):
+    latent, lanczos = (
+        json.loads(plan("-o", "none", "--json", "--hires", 1.5, "--hires-upscaler", name).out)
+        for name in ("Latent", "Lanczos")
+    )
+    phases = [found["planned"]["phases"] for found in (latent, lanczos)]
+    assert phases[1]["decode"]["seconds"] > 1.5 * phases[0]["decode"]["seconds"]
+    assert phases[1]["denoise"] == phases[0]["denoise"]
+
+
+def test_the_text_tells_the_second_pass_in_a_line(plan):
+    ran = plan("-o", "none", "--hires", "1.5", "--hires-steps", 15, "--sampler", "DPM++ SDE")
+    lines = ran.out.splitlines()
+    assert lines[0].startswith("firstlight, 64x64, 20 steps (39 evaluations) with guidance")
+    assert any(line.startswith("  second pass 96x96, 15 steps (29 evaluations): plain ") for line in lines)
+
+
+def test_a_picture_to_begin_from_takes_its_share_of_the_steps(plan):
+    document = json.loads(plan("-o", "none", "--denoise", 0.75, "--json").out)
+    assert (document["passes"][0]["steps"], document["passes"][0]["evaluations"]) == (16, 16)
+    assert "16 steps from a picture" in plan("-o", "none", "--denoise", 0.75).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--sampler", "Eular"), ("unknown sampler 'Eular'", "Euler")),
+        (("--schedule", "Karras"), ("schedule is given without sampler",)),
+        (("--sampler", "PLMS", "--model", "sd35-medium"), ("PLMS", "flow-matching")),
+        (("--hires", "0.5"), ("hires is '0.5'", "factor over 1")),
+        (("--hires", "101x101"), ("101 is no multiple of 8",)),
+        (("--hires-steps", "5"), ("hires-steps is given without hires",)),
+        (("--hires", "2", "--hires-upscaler", "Lancos"), ("Lanczos",)),
+        (("--hires", "2", "--denoise", "0.5"), ("init and hires are both given",)),
+        (("--denoise", "2"), ("denoise is", "0 to 1")),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_no_run_could_draw_is_not_planned(plan, arguments, words):
+    failed(plan(*arguments), 2, *words)
+
+
+def test_a_presets_sampler_is_left_out_for_a_model_that_it_is_not_for():
+    given = {"device": "rtx-3060-12gb", "optimize": "none", "steps": 4}
+    assert foreseen(**given, model="firstlight", usual="PLMS").request.sampler == "PLMS"
+    assert foreseen(**given, model="sd35-medium", usual="PLMS").request.sampler is None
+
+
+def test_generate_plans_for_both_passes_of_its_request(folder):
+    request = Request("a cat", width=32, height=32, steps=3, hires="2", hires_steps=2, sampler="Heun")
+    with safelight.load(str(folder), device="cpu", keep="dtype=float32", request=request) as session:
+        assert (session.target.width, session.target.height) == (64, 64)
+        assert session.forecast is not None and session.forecast.before is not None
+        assert (session.forecast.before.steps, session.forecast.steps) == (5, 3)
+        both = session.forecast.cost(session._chosen)
+        assert session.plan.cost.peak_bytes == pytest.approx(both.peak_bytes, rel=0.05)
+
+
+def test_another_vae_that_does_not_fit_is_told_before_any_weight_is_read(folder, tmp_path):
+    import shutil
+
+    import tiny
+    import torch
+    from safetensors.torch import save_file
+
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    save_file({"nothing": torch.zeros(1)}, damaged / "unet" / "diffusion_pytorch_model.safetensors")
+    tiny.vae(scaling_factor=0.36, shift_factor=0.1).save_pretrained(tmp_path / "other")
+    with pytest.raises(DoesNotApply, match="other"):
+        safelight.load(str(damaged), device="cpu", vae=str(tmp_path / "other"))
 
 
 # -- what cannot be ----------------------------------------------------------------------------------------------------

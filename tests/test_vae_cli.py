@@ -249,6 +249,14 @@ def test_advice_names_each_way_its_bytes_and_the_one_to_take(run):
     assert made["best"] in made["options"] and made["best"]["nbytes"] <= made["budget_bytes"] == 8 * 2**20
 
 
+def test_list_prints_the_catalogue_and_as_json_all_that_is_known(run):
+    told, made = run("list"), run("list", "--json")
+    names = [row["name"] for row in made.document["vaes"]]
+    assert (told.code, made.code, made.document["schema"]) == (0, 0, 1)
+    assert [line.split()[0] for line in told.out.splitlines()[1:]] == names
+    assert {"ft-mse", "sdxl-vae-fp16-fix", "taesd"} <= set(names)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

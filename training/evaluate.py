@@ -21,12 +21,11 @@ import loop
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from networks import EfficientNetLite0, Lpips
+from networks import WEIGHTS, EfficientNetLite0, Lpips
 from PIL import Image
 from torch.nn import functional as F
 
 FEATURE_PX = 128
-WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Two small judges that are not part of firstlight: LPIPS on AlexNet, and EfficientNet-lite0 features.
 
-Weights lie in `training/weights` (see NOTICE there).
+Weights lie in `safelight/measure/weights` (see NOTICE there). Written for training: gradients, and batches.
 """
 
 from pathlib import Path
@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
+
+WEIGHTS = Path(__file__).parents[1] / "safelight" / "measure" / "weights"
 
 
 class Lpips(nn.Module):

@@ -15,7 +15,7 @@ import loop
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from networks import Lpips
+from networks import WEIGHTS, Lpips
 from torch.nn import functional as F
 
 LATENT_CHANNELS = 6
@@ -78,7 +78,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     vae = build().to(loop.device())
-    lpips = Lpips.load(Path(__file__).parent / "weights").to(loop.device())
+    lpips = Lpips.load(WEIGHTS).to(loop.device())
     pictures = Pictures(data.load_sprites(args.work / "sprites.npz"), np.random.default_rng())
 
     def step() -> tuple[torch.Tensor, str]:

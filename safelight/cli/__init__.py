@@ -16,6 +16,7 @@ import click
 import safelight
 from safelight import config
 from safelight.cli.advise import advise
+from safelight.cli.bench import bench
 from safelight.cli.catalog import optimizers, translate
 from safelight.cli.draw import generate
 from safelight.cli.memory import measurements
@@ -52,7 +53,7 @@ def app() -> None:
     """Run diffusion models fast and in little memory, without spoiling the picture."""
 
 
-for command in (generate, plan, presets, advise, optimizers, translate, measurements, vae, upscale, get):
+for command in (generate, plan, presets, advise, bench, optimizers, translate, measurements, vae, upscale, get):
     app.add_command(command)
 
 

@@ -83,10 +83,20 @@ def _fields(given: dict[str, Any]) -> dict[str, Any]:
     texts = {name: value for name, value in given.items() if name not in OUR_OWN}
     if "hires_denoise" in texts and "hires" not in texts:
         raise UsageError("hires-denoise is given without hires: it would do nothing")
+    _check_sampler(texts)
     standins = {needed: value for asked, needed, value in ALONE if asked in texts and needed not in texts}
     request = config.request({"prompt": "", **standins, **texts})
     fields = {name: getattr(request, name) for name in texts}
     return fields | {name: given[name] for name in ("vae", "purpose") if name in given}
+
+
+def _check_sampler(texts: dict[str, Any]) -> None:
+    """Raises UnknownName, and DoesNotApply for what no run would take either."""
+    from safelight.sampling import schedulers
+
+    recipe = schedulers.find(texts.get("sampler"), texts.get("schedule"))
+    if isinstance(recipe.sampler, str):
+        raise UsageError(f"nothing is known of {recipe.sampler}, which is diffusers' own: name one of A1111's samplers")
 
 
 def _family(given: dict[str, Any]) -> str | None:

@@ -1,7 +1,7 @@
 """safelight generate: flags, settings and an older picture's record become one request; pictures become files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,8 @@ def generate(prompt: str | None, **values: Any) -> None:
         targets = dict(enumerate(paths)) if only is None else {only: paths[0]}
         try:
             keep_first, quiet = values["keep_first_pass"], values["quiet"] or values["as_json"]
-            result = _draw(session, request, targets, done, preview, keep_first=keep_first, quiet=quiet)
+            said = () if quiet else (given if "source" in given else run)  # of a picture to repeat, what is changed
+            result = _draw(session, request, targets, done, preview, said, keep_first=keep_first, quiet=quiet)
         finally:
             for entry in [] if values["as_json"] else done:
                 click.echo(entry["path"])
@@ -132,7 +133,7 @@ def hush() -> None:
     import transformers
 
     huggingface_hub.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", module=r"(diffusers|transformers|torch|accelerate|huggingface_hub)\b")
+    warnings.filterwarnings("ignore", module=r"(diffusers|transformers|torch|accelerate|huggingface_hub|peft)\b")
     warnings.showwarning = lambda message, *_, **__: say(f"safelight: {message}")
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
@@ -145,16 +146,28 @@ def _draw(
     paths: Mapping[int, Path],
     done: list[dict[str, Any]],
     preview: Preview | None,
+    said: Iterable[str],
     *,
     keep_first: bool,
     quiet: bool,
 ) -> "Result":
-    """Writes each picture that has a path as soon as it is done, and adds it to `done`: at most one batch is lost."""
+    """Writes each picture that has a path as soon as it is done, and adds it to `done`: at most one batch is lost.
+
+    said: what the person named of the request, which may get a word of advice.
+    """
     from safelight.run import metadata
 
+    told: list[str] = []
     with progress(quiet=quiet) as report:
+
+        def begun(stage: str, done: int, total: int) -> None:
+            while told:  # only now: a request that is refused gets one line, and no advice
+                say(f"safelight: {told.pop(0)}")
+            report(stage, done, total)
+
         show, every = (preview.show, preview.every) if preview else (None, 1)
-        run = session.start(request, report, show, every, keep_first)
+        run = session.start(request, begun, show, every, keep_first)
+        told += advised(session, run.request, said)
         session.predicted(run.request)  # now, so that what the run takes is kept beside it
         try:
             for picture in run:
@@ -172,6 +185,41 @@ def _draw(
         except KeyboardInterrupt as error:
             raise Interrupted(f"interrupted: {len(done)} of {len(paths)} pictures were written") from error
     return run.result(())
+
+
+# of a request, what is judged together: if one of them is said
+TOGETHER = (
+    ("steps",),
+    ("guidance",),
+    ("width", "height"),
+    ("schedule",),
+    ("eta",),
+    ("s_churn", "s_tmin", "s_tmax", "s_noise"),
+    ("hires", "hires_steps", "hires_denoise", "hires_upscaler"),
+    ("denoise",),
+)
+
+
+def advised(session: "Session", request: Request, said: Iterable[str]) -> list[str]:
+    """At most three warnings of what will look wrong in a settled request, of what was said alone."""
+    from safelight.optimizers.target import denoiser
+    from safelight.run.settling import own_side_px
+    from safelight.sampling import advice, schedulers
+    from safelight.sampling.samplers import Sampler
+
+    pipe, named = session.pipe, session.loaded.name if session.loaded else ""
+    family = advice.family_of(type(pipe).__name__, denoiser(pipe).config, named, own_side_px(pipe))
+    chosen = set(said)
+    names = {name for group in TOGETHER if chosen & set(group) for name in group}
+    if family is None:
+        names.discard("steps")  # of a model nobody knows, which may be one for few
+    if not names:
+        return []
+    sampler = schedulers.find(request.sampler).sampler
+    asked = {name: value for name, value in request.as_dict().items() if name in names}
+    if isinstance(sampler, Sampler):  # the others are diffusers' alone, and the advice knows none of them
+        asked["sampler"] = sampler.label
+    return advice.warnings(family, **asked)
 
 
 def _report(

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import safelight
 from safelight import config
 from safelight.cli.draw import hush, hyphens
 from safelight.cli.flags import PLANNED
-from safelight.errors import DoesNotApply, EnvironmentProblem, UsageError
+from safelight.errors import EnvironmentProblem, UsageError
 from safelight.optimizers import words
 from safelight.report.terminal import harmless, say
+from safelight.request import DENOISE, Request
 
 if TYPE_CHECKING:
     from safelight.planner.ahead import Outlook
@@ -35,6 +35,13 @@ FLAGS = (
     click.option("--frames", metavar="N", help="Of a video; the model's own by default."),
     click.option("--steps", metavar="N", help="Denoising steps, 20 by default."),
     click.option("--guidance", metavar="X", help="1 and less is without, which takes half the time."),
+    click.option("--sampler", help='As for generate: "DPM++ 2M Karras"; some ask the model twice a step.'),
+    click.option("--schedule", metavar="NAME", help="Karras, Exponential, ...; the sampler's by default."),
+    click.option("--hires", metavar="X|WxH", help="A second pass, 1.5 times larger or of this size."),
+    click.option("--hires-steps", metavar="N", help="Steps of the second pass; as many as the first by default."),
+    click.option("--hires-denoise", metavar="X", help="How much it draws anew; all its steps are run, whatever it is."),
+    click.option("--hires-upscaler", metavar="NAME", help="Latent (default), Lanczos, ...: between the two passes."),
+    click.option("--denoise", metavar="X", help="For a picture to begin from: how much is drawn anew, 0 to 1."),
     click.option("--batch-size", metavar="N|auto", help="How many at a time; auto finds the most pictures per second."),
     click.option("--count", metavar="N", help="How many pictures will be made, which pay for compiling."),
     click.option("--preset", metavar="NAME", help="What a guide recommends: see safelight presets. Other flags win."),
@@ -51,6 +58,8 @@ FLAGS = (
 )
 WISHES = ("goal", "vram", "max_seconds", "fidelity")
 PICTURE = ("width", "height", "steps", "guidance")
+# what a plan and its file have of a request besides
+DRAWN = ("sampler", "schedule", "hires", "hires_steps", "hires_denoise", "hires_upscaler")
 
 
 def _flags(command: Any) -> Any:
@@ -67,7 +76,9 @@ def plan(*, as_json: bool, toml: str | None, preset: str | None, **flags: Any) -
         raise UsageError("--json and --toml both want stdout: name a file, --toml FILE")
     run = _wanted(preset, {name: value for name, value in flags.items() if value not in (None, ())})
     hush()
-    outlook = safelight.plan(**_arguments(run))
+    from safelight import opening
+
+    outlook = opening.foreseen(**_arguments(run))
     verdicts = _verdicts(preset, outlook)
     if toml is not None:
         _write(toml, outlook, run)
@@ -98,30 +109,42 @@ def _wanted(preset: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("keep", "without"):
         if name in said:
             said[name] = tuple(filter(None, map(str.strip, ",".join(said[name]).split(","))))
-    run = settings | presets.applied(preset, said)
+    asked = presets.planned(preset, said)
+    if "usual" in asked:
+        settings = {name: value for name, value in settings.items() if name not in ("sampler", "schedule")}
+    if "count" in settings:
+        settings["pictures"] = settings.pop("count")
+    run = settings | asked
     run["optimize"] = words.merged(spoken).mapping or words.NONE if any(map(any, spoken)) else words.AUTO
     return run
 
 
 def _arguments(run: Mapping[str, Any]) -> dict[str, Any]:
-    """As `safelight.plan` takes them; numbers are no texts any more."""
-    batch = run.get("batch_size")
-    numbers = {name: value for name, value in run.items() if name in (*PICTURE, "count")}
-    request = config.request({"prompt": "", **numbers, **({} if batch in (None, AUTO) else {"batch_size": batch})})
-    without, frames = run.get("without") or (), run.get("frames")
-    return {
-        "model": run.get("model"),
-        "device": run.get("device"),
+    """As `opening.foreseen` takes them; numbers are no texts any more."""
+    batch, frames, without = run.get("batch_size"), run.get("frames"), run.get("without") or ()
+    request = _request(run)
+    found = {
+        **{name: run.get(name) for name in ("model", "device", "keep", "config_folder", "usual", *WISHES)},
         "optimize": run["optimize"],
-        "keep": run.get("keep") or "",
         "without": without.split(",") if isinstance(without, str) else without,
-        "pictures": request.count if "count" in run else None,
+        "pictures": request.count if "pictures" in run else None,
         "frames": int(frames) if frames and frames.isascii() and frames.isdigit() else frames,
         "batch_size": batch if batch in (None, AUTO) else request.batch_size,
-        "config_folder": run.get("config_folder"),
-        **{name: run.get(name) for name in WISHES},
-        **{name: getattr(request, name) for name in PICTURE},
+        "denoise": DENOISE if request.init and request.denoise is None else request.denoise,
+        **{name: getattr(request, name) for name in (*PICTURE, *DRAWN) if name in run},
     }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _request(run: Mapping[str, Any]) -> Request:
+    """What is said of the pictures, checked. The picture to begin from is not looked at, and need not be there."""
+    batch = run.get("batch_size")
+    said = {name: run[name] for name in (*PICTURE, *DRAWN, "denoise") if name in run}
+    said |= {"count": run["pictures"]} if "pictures" in run else {}
+    said |= {} if batch in (None, AUTO) else {"batch_size": batch}
+    said |= {"init": "a picture"} if "denoise" in run or "init" in run else {}
+    said |= {"sampler": run["usual"]} if "usual" in run else {}
+    return config.request({"prompt": "", **said})
 
 
 # -- plan files --------------------------------------------------------------------------------------------------------
@@ -140,12 +163,10 @@ def read_plan(path: Path) -> dict[str, Any]:
 def _write(file: str, outlook: "Outlook", run: Mapping[str, Any]) -> None:
     from safelight.report.plan_files import toml
 
-    device = outlook.target.device
-    kept = {name: run.get(name) for name in ("model", "guidance", "count", "sampler")}
-    kept["model"] = kept["model"] or "firstlight"
-    kept["guidance"] = _arguments(run)["guidance"]
-    kept["count"] = _arguments(run)["pictures"]
-    kept["sampler"] = _sampler(kept["sampler"], outlook)
+    device, asked = outlook.target.device, _arguments(run)
+    kept = {name: asked.get(name) for name in ("model", "guidance", "denoise", *DRAWN)}
+    kept |= {"model": asked.get("model", "firstlight"), "count": asked.get("pictures")}
+    kept["sampler"] = outlook.request and outlook.request.sampler
     kept["device"] = None if device.elsewhere else device.torch_name
     text = toml(outlook, kept)
     if file == STDOUT:
@@ -157,21 +178,6 @@ def _write(file: str, outlook: "Outlook", run: Mapping[str, Any]) -> None:
     except OSError as error:
         raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
     say(f"{path}: safelight generate --plan {path} runs it")
-
-
-def _sampler(name: str | None, outlook: "Outlook") -> str | None:
-    """A preset's, where it is for this kind of model."""
-    from safelight.sampling import schedulers
-    from safelight.sampling.checkpoint import Checkpoint
-
-    scheduler = outlook.blueprint.scheduler
-    if name is None or scheduler is None:
-        return name
-    try:
-        schedulers.check(schedulers.find(name), {}, Checkpoint(scheduler.cls.__name__, scheduler.config))
-    except DoesNotApply:
-        return None
-    return name
 
 
 # -- presets -----------------------------------------------------------------------------------------------------------
@@ -222,7 +228,5 @@ def _page(name: str, preset: "Preset") -> Iterator[str]:
 
 
 def _as_flags(asks: Mapping[str, Any]) -> str:
-    """The sampler is no flag of plan, as it changes neither seconds nor bytes; it stands in the plan file."""
-    flags = {name.replace("_", "-"): value for name, value in asks.items() if name != "sampler"}
-    told = " ".join(f"--{name} {json.dumps(value) if ' ' in str(value) else value}" for name, value in flags.items())
-    return f"{told}, sampler {asks['sampler']}" if "sampler" in asks else told
+    flags = {name.replace("_", "-"): value for name, value in asks.items()}
+    return " ".join(f"--{name} {json.dumps(value) if ' ' in str(value) else value}" for name, value in flags.items())

@@ -178,10 +178,9 @@ def _tell(made: "Upscaled", *, quiet: bool) -> None:
 
 
 def _document(tally: Tally, settings: dict[str, Any]) -> dict[str, Any]:
-    files: list[Any] = tally.done
     return {
         "schema": 1,
-        "files": [asdict(made) for made in files],
+        "files": [asdict(made) for made in tally.done],
         "failed": [{"file": str(source), "error": str(error)} for source, error in tally.failed.items()],
         **settings,
     }

@@ -1,4 +1,7 @@
-"""safelight vae decode, encode and roundtrip: files and folders through a VAE alone, within a budget of memory."""
+"""safelight vae decode, encode and roundtrip: files and folders through a VAE alone, within a budget of memory.
+
+Beside them advise, which computes nothing, and list, the catalogue.
+"""
 
 import itertools
 import json
@@ -117,6 +120,16 @@ def roundtrip(files: tuple[Path, ...], **flags: Any) -> None:
     _run(Verb(work, reads=tuple(picture_files.FORMATS), writes=PICTURES, tag="-roundtrip"), files, flags)
 
 
+@vae.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def list_(*, as_json: bool) -> None:
+    """The VAEs that --vae takes by name: whose latents they are for, and what they are known for."""
+    from safelight.probe import vae_catalog
+
+    rows = [asdict(row) for row in vae_catalog.CATALOGUE]
+    click.echo(json.dumps({"schema": 1, "vaes": rows}, indent=2) if as_json else "\n".join(vae_catalog.listing()))
+
+
 @vae.command(context_settings={"token_normalize_func": hyphens})
 @click.argument("size", metavar="WIDTHxHEIGHT")
 @click.option("--model", help="The model whose VAE it is; nothing but its configs is read.")
@@ -192,7 +205,7 @@ class Tally:
     """What became of the files."""
 
     sources: Sequence[Path]
-    done: "list[Coded]" = field(default_factory=list)
+    done: list[Any] = field(default_factory=list)
     failed: dict[Path, SafelightError] = field(default_factory=dict)
 
     def each(self, work: Callable[[Path], Any]) -> Iterator[Any]:

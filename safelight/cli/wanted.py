@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safelight import config
 from safelight.cli import flags
-from safelight.errors import UsageError
+from safelight.errors import DoesNotApply, UsageError
 from safelight.optimizers import words
 from safelight.report.terminal import say
 from safelight.request import SAMPLER_OPTIONS, Request
@@ -37,9 +37,28 @@ def wanted(prompt: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     found["optimize"] = words.merged([[words.AUTO]] if silent else spoken).mapping
     if prompt is not None:
         found["prompt"] = prompt
+    _check_flags(given, found)
     if not str(found.get("prompt", "")).strip():
         raise UsageError('what shall be drawn? safelight generate "a red apple, 3d, on a blue background"')
     return _with_loras(found)
+
+
+# (a flag, what it needs, the value that needs to have); a Request cannot tell these from what is usual
+NEEDS = (
+    ("hires_denoise", "hires", None),
+    ("keep_first_pass", "hires", None),
+    ("mask_blur", "mask", None),
+    ("mask_padding", "mask_area", "masked"),
+)
+
+
+def _check_flags(given: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """A flag that would do nothing is refused. Settings may: they are for many runs."""
+    for name, needed, value in NEEDS:
+        there = found.get(needed)
+        if name in given and (there is None or value not in (None, there)):
+            flag = f"--{needed} {value}" if value else f"--{needed}"
+            raise UsageError(f"--{name} is given without {flag}: it would do nothing".replace("_", "-"))
 
 
 def _with_loras(found: dict[str, Any]) -> dict[str, Any]:
@@ -48,6 +67,8 @@ def _with_loras(found: dict[str, Any]) -> dict[str, Any]:
 
     plain, loras = without_tags(found["prompt"])
     folders = [Path(folder).expanduser() for folder in texts(found.get("lora_dir"))] or [Path()]
+    if loras and (missing := [folder for folder in folders if not folder.is_dir()]):
+        raise UsageError(f"--lora-dir {missing[0]}: no such folder")
     asked = [_weighted(str(lora_file(lora.name, folders)), lora) for lora in loras]
     return {**found, "prompt": plain, "lora": (*texts(found.get("lora")), *asked)} if asked else found
 
@@ -112,9 +133,22 @@ def _from_infotext(path: Path, text: str, given: Mapping[str, Any]) -> dict[str,
     from safelight.run.infotext import request_of
 
     fields, left = request_of(text, init="init" in given)
+    left += _idle_schedule(fields)
     if left:
         say(f"{path}: not taken over: {', '.join(left)}")
     return fields
+
+
+def _idle_schedule(fields: dict[str, Any]) -> list[str]:
+    """Taken out of the fields: A1111 names one beside DPM fast and DPM adaptive, too, which take no notice of it."""
+    from safelight.run.settling import check_levels
+    from safelight.sampling import schedulers
+
+    try:
+        check_levels(schedulers.find(fields.get("sampler"), fields.get("schedule")))
+    except DoesNotApply:
+        return [f"Schedule type: {fields.pop('schedule')}"]
+    return []
 
 
 def _check_files(path: Path, record: "Record", given: Mapping[str, Any]) -> None:
@@ -159,10 +193,7 @@ def load_arguments(run: Mapping[str, Any], request: Request) -> dict[str, Any]:
         "loras": texts(run.get("lora")),
         "config_folder": run.get("config_folder"),
         "allow_pickle": bool(run.get("allow_pickle")),
-        "width": request.width,
-        "height": request.height,
-        "batch_size": min(request.batch_size, request.count),
-        "steps": request.steps,
+        "request": request,
         "keep": texts(run.get("keep")),
         "pictures": request.count,
         **{name: run.get(name) for name in ("goal", "vram", "max_seconds", "fidelity")},

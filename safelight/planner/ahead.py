@@ -18,14 +18,14 @@ from safelight.planner.batches import Batches
 from safelight.planner.forecast import Chosen, Forecast
 from safelight.planner.goals import Wish
 from safelight.planner.plans import Plan, budget, plan
+from safelight.planner.walks import DEFAULT_STEPS, Walk
 from safelight.probe import cards, device, speed
 from safelight.probe.blueprint import Blueprint, read
 from safelight.probe.device import Device
 from safelight.probe.rates import Rates
+from safelight.request import Request
 from safelight.simulate import inputs
 from safelight.simulate.measurements import Measurement
-
-DEFAULT_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class Machine:
 class Outlook:
     """forecast: asks for any other set of optimizers on the same. plan: always with its predictions.
 
-    batches: what was weighed where the batch was left to be found.
+    walks: what is predicted, one or two. batches: what was weighed where the batch was left to be found.
+    request: what the walks come from, as far as it is known before a prompt is; None where they were given.
     """
 
     blueprint: Blueprint
@@ -48,7 +49,9 @@ class Outlook:
     wish: Wish
     forecast: Forecast
     plan: Plan
+    walks: tuple[Walk, ...]
     batches: Batches | None = None
+    request: Request | None = None
 
     @property
     def target(self) -> Target:
@@ -98,40 +101,42 @@ def look_ahead(
     batch_size: int | None = 1,
     steps: int | None = None,
     guidance: float | None = None,
+    walks: Sequence[Walk] = (),
     config_folder: str | None = None,
     measurements: Sequence[Measurement] = (),
     registry: Registry = OPTIMIZERS,
     cache: Path | None = None,
 ) -> Outlook:
     """model: as --model takes it, or read already. None stands for the model's own, of batch_size for the best there
-    is. measurements: of earlier runs of the model on this device, which correct the prediction. cache: a folder that
-    keeps what the next plan need not trace again.
+    is. walks: in place of width, height and steps. measurements: of earlier runs of the model on this device, which
+    correct the prediction. cache: a folder that keeps what the next plan need not trace again.
 
     Raises what `blueprint.read` and `plan` do, and CannotPredict.
     """
     blueprint = read(model, config_folder=config_folder) if isinstance(model, str) else model
-    inputs.check_sides(inputs.multiple(blueprint), width=width, height=height)
-    target = target_of_blueprint(
-        blueprint,
-        machine.device,
-        width=width,
-        height=height,
-        frames=frames,
-        batch_size=batch_size or 1,
-        guided=None if guidance is None else guidance > 1,
-    )
+    walked = tuple(walks) or (_walk(blueprint, width, height, steps),)
+    for walk in walked:
+        inputs.check_sides(inputs.multiple(blueprint), width=walk.width, height=walk.height)
+    guided = None if guidance is None else guidance > 1
+    target = target_of_blueprint(blueprint, machine.device, frames=frames, batch_size=batch_size or 1, guided=guided)
     traces = None if cache is None else cache / "traces"
-    forecast = Forecast(blueprint, target, machine.rates, steps or DEFAULT_STEPS, tuple(measurements), traces)
+    forecast = Forecast(blueprint, target, machine.rates, measurements=tuple(measurements), traces=traces).along(walked)
 
     of_batch = functools.cache(forecast.of_batch)
 
     def at(size: int) -> Outlook:
         try:
-            return Outlook(blueprint, machine, wish, of_batch(size), _plan(of_batch(size), wish, registry))
+            return Outlook(blueprint, machine, wish, of_batch(size), _plan(of_batch(size), wish, registry), walked)
         finally:
             of_batch(size).keep()
 
     return at(batch_size) if batch_size else _in_batches(at, of_batch, wish, registry)
+
+
+def _walk(blueprint: Blueprint, width: int | None, height: int | None, steps: int | None) -> Walk:
+    """One, by a sampler that asks the model once a step."""
+    asked = steps or DEFAULT_STEPS
+    return Walk(width or blueprint.width, height or blueprint.height, asked, asked)
 
 
 def _plan(forecast: Forecast, wish: Wish, registry: Registry) -> Plan:

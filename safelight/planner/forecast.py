@@ -17,6 +17,7 @@ from safelight.optimizers.precision import cast, chosen_dtypes, kept_tensors, ki
 from safelight.optimizers.registry import Optimizer
 from safelight.optimizers.streaming import blocks_of
 from safelight.optimizers.target import Target
+from safelight.planner.walks import DEFAULT_STEPS, EACH, ONE, Walk
 from safelight.probe import packages
 from safelight.probe.blueprint import Blueprint
 from safelight.probe.rates import Rates
@@ -31,6 +32,9 @@ Chosen = tuple[Optimizer, Mapping[str, Any]]  # an optimizer with all its option
 DTYPES = ("dtype", "vae-dtype")  # slots of what sets number formats, on which all other effects rest
 OURS = "safelight.optimizers."
 STEP_OPERATORS = 20  # of the scheduler and of guidance, on latents: their launches count, their work does not
+ENCODERS = {f"vae.{pictures}": pictures for pictures in (ONE, EACH)}  # the VAE, where it makes latents of pictures
+ENCODING = ("tiny-vae", "vae-tiling")  # of those that no trace shows, the ones that change the encoder as the decoder
+TILES = "vae-tiles"  # the slot of what acts on pictures that are larger than a tile alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +47,23 @@ class Seen:
 
 @dataclass
 class Forecast:
-    """target: what is drawn, on what; its dtype is that of the plain weights. steps: of denoising.
+    """target: what is drawn, on what; its dtype is that of the plain weights. steps: of the scheduler, one for each
+    evaluation of the model.
 
     measurements: of earlier runs, which correct what is predicted. traces: a folder that `keep` puts them in, for the
     next process.
+    encodes, decodes: as in Walk. before: the walk that comes before this one, in whose costs it is counted.
     """
 
     blueprint: Blueprint
     target: Target
     rates: Rates
-    steps: int = 20
+    steps: int = DEFAULT_STEPS
     measurements: tuple[Measurement, ...] = ()
     traces: Path | None = None
+    encodes: str = ""
+    decodes: bool = True
+    before: "Forecast | None" = None
     _seen: dict[Any, Seen] = field(default_factory=dict)
     _fakes: dict[Any, Fake] = field(default_factory=dict)
     _traces: dict[Any, tuple[Trace, Weights]] = field(default_factory=dict)
@@ -73,7 +82,19 @@ class Forecast:
         same_shape = replace(target, device=self.target.device) == self.target
         fakes = self._fakes if same_formats else {}
         traces = self._traces if same_formats and same_shape else {}
-        return replace(self, target=target, rates=rates, _seen={}, _effects={}, _fakes=fakes, _traces=traces)
+        before = self.before and self.before.of(_sized(target, self.before.target), rates)
+        made = replace(self, target=target, rates=rates, before=before, _seen={}, _effects={})
+        made._fakes, made._traces = fakes, traces
+        return made
+
+    def along(self, walks: Sequence[Walk]) -> "Forecast":
+        """The same model, taken through these walks, one after the other; of the last one, with those before it."""
+        made: Forecast | None = None
+        for walk in walks:
+            there = replace(self, before=None).of(_sized(self.target, walk), self.rates)
+            made = replace(there, steps=walk.evaluations, encodes=walk.encodes, decodes=walk.decodes, before=made)
+        assert made is not None, "there is a walk"
+        return made
 
     @property
     def scene(self) -> inputs.Scene:
@@ -81,9 +102,14 @@ class Forecast:
         return inputs.Scene(target.width, target.height, target.frames, target.batch_size, target.guided)
 
     def cost(self, chosen: Sequence[Chosen] = (), *, roughly: bool = False) -> Cost:
-        """`predicted`, corrected by what was measured of this model on this device."""
-        cost = self.predicted(chosen, roughly=roughly)
-        return cost if not self.measurements else cost.corrected(self.correction(chosen))
+        """`predicted`, corrected by what was measured of this model on this device, each walk by itself."""
+        own = self.alone(chosen, roughly=roughly)
+        return own if self.before is None else self.before.cost(chosen, roughly=roughly).then(own)
+
+    def alone(self, chosen: Sequence[Chosen] = (), *, roughly: bool = False) -> Cost:
+        """As `cost`, without the walk before."""
+        own = self._walked(chosen, roughly=roughly)
+        return own if not self.measurements else own.corrected(self.correction(chosen))
 
     def correction(self, chosen: Sequence[Chosen] = ()) -> Correction:
         run = self.run(chosen)
@@ -112,10 +138,32 @@ class Forecast:
         each optimizer.
         Raises CannotPredict for a denoiser that nobody knows how to call.
         """
+        own = self._walked(chosen, roughly=roughly)
+        return own if self.before is None else self.before.predicted(chosen, roughly=roughly).then(own)
+
+    def _walked(self, chosen: Sequence[Chosen], *, roughly: bool) -> Cost:
         ordered = sorted(chosen, key=lambda choice: choice[0].stage)
+        traced = self._traced(ordered, roughly=roughly)
+        cost = self._with_predicted(traced, ordered)
+        decode = cost.decode if self.decodes else cost.decode.idle
+        if self.encodes:
+            encoder = traced.changed("decode", **self._encoder(ordered, roughly=roughly))
+            acting = [choice for choice in ordered if choice[0].name in ENCODING]
+            encoded = self._with_predicted(encoder, acting).decode
+            decode = replace(encoded, resident=decode.resident).then(decode)
+        cost = replace(cost, decode=decode)
+        return cost if self.steps else replace(cost.without("encode", "denoise"), steps=0, once=0.0)
+
+    def _encoder(self, chosen: Sequence[Chosen], *, roughly: bool) -> dict[str, Any]:
+        """Its seconds and its live bytes."""
+        found = self._part(f"vae.{self.encodes}", chosen, roughly=roughly).phase
+        return {"device": found.device, "host": found.host, "live": found.live}
+
+    def _with_predicted(self, cost: Cost, ordered: Sequence[Chosen]) -> Cost:
         target = computing(self.target, ordered)
-        cost = self._traced(ordered, roughly=roughly)
         for optimizer, options in ordered:
+            if optimizer.slot == TILES and optimizer.fits(target, **options):
+                continue  # the smaller of two walks may be no larger than a tile
             cost = optimizer.predict(cost, target, **options)
         return cost
 
@@ -127,22 +175,23 @@ class Forecast:
         for name in PHASES:
             parts = [one.phase for part, one in seen.items() if phase_of(part) == name]
             phases[name] = replace(_one_after_the_other(parts, self.rates), resident=resident)
-        phases["denoise"] = phases["denoise"].times(calls * self.steps)
-        beside = STEP_OPERATORS * self.steps * self.rates.launch
+        steps = max(self.steps, 1)  # of none, what there is to predict of one is left out afterwards
+        phases["denoise"] = phases["denoise"].times(calls * steps)
+        beside = STEP_OPERATORS * steps * self.rates.launch
         phases["denoise"] = replace(phases["denoise"], host=phases["denoise"].host + beside)
         weights = {name: one.weights for name, one in seen.items()}
         return Cost(
             **phases,
             parts=weights,
             rates=self.rates,
-            steps=self.steps,
+            steps=steps,
             calls=calls,
             batch_size=self.target.batch_size,
         )
 
     def _part(self, name: str, chosen: Sequence[Chosen], *, roughly: bool) -> Seen:
         """With the optimizers applied that a trace shows there."""
-        kind = kind_of(name)
+        kind = kind_of(_component(name))
         shown = [choice for choice in chosen if kind in choice[0].traced]
         first = [choice for choice in shown if choice[0].slot in DTYPES]
         later = [choice for choice in shown if choice[0].slot not in DTYPES]
@@ -167,6 +216,8 @@ class Forecast:
 
     def keep(self) -> None:
         """Leaves the traces for the next process."""
+        if self.before is not None:
+            self.before.keep()
         self.shelf.keep()
 
     def _kept(self, key: Any, name: str, shown: Sequence[Chosen]) -> tuple[Trace, Weights]:
@@ -203,9 +254,9 @@ class Forecast:
                 stack.enter_context(kept_tensors(made.pipe, *(p for p in made.pipe.components if kind_of(p) in kinds)))
             for optimizer, options in later:
                 optimizer.enter(stack, made.pipe, target, options)
-            part = made.pipe.components[name]
+            part = made.pipe.components[_component(name)]
             weights = weights_of(part)
-            if not (name == "vae" and _is_upcast(target, part)):
+            if not (_component(name) == "vae" and _is_upcast(target, part)):
                 return self._record(name, part), weights
             stack.enter_context(kept_tensors(made.pipe, "vae"))
             _upcast(part)
@@ -233,6 +284,10 @@ class Forecast:
         if name == "vae":
             latents = inputs.latents(self.blueprint, self.scene, dtype)
             return record(lambda: part.decode(latents, return_dict=False), [latents], part)
+        if name in ENCODERS:
+            count = self.target.batch_size if ENCODERS[name] == EACH else 1
+            pictures = torch.empty(count, 3, self.target.height, self.target.width, dtype=dtype)
+            return record(lambda: part.encode(pictures, return_dict=False), [pictures], part)
         if name.startswith("text_encoder"):
             ids = inputs.text_ids(self.blueprint, name, self.scene)
             return record(lambda: part(ids), [ids], part)
@@ -299,6 +354,15 @@ def _one_after_the_other(phases: Sequence[Phase], rates: Rates) -> Phase:
     device = {kind: sum(one.device[kind] for one in phases) for kind in phases[0].device} if phases else {}
     live = max((one.live for one in phases), default=0)
     return Phase(device, sum(one.host for one in phases), 0, live, rates.queued)
+
+
+def _component(name: str) -> str:
+    """Of the pipeline: "vae" of ENCODERS."""
+    return name.partition(".")[0]
+
+
+def _sized(target: Target, like: Walk | Target) -> Target:
+    return replace(target, width=like.width, height=like.height)
 
 
 def _key(name: str, shown: Iterable[Chosen]) -> Any:

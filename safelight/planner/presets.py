@@ -14,7 +14,7 @@ from safelight.planner.claims import CLAIMS
 from safelight.planner.plans import Plan
 
 AUTO = "auto"  # as a batch size: the best there is
-# what is for drawing alone: a plan is made for the first pass, whatever draws it
+# how it is drawn, beside its size, its steps and its guidance
 DRAWN = ("schedule", "hires", "hires_steps", "hires_denoise", "hires_upscaler")
 
 
@@ -75,7 +75,7 @@ class Preset:
 
     @property
     def asks(self) -> dict[str, Any]:
-        """Argument of `safelight.plan`, or of a Request alone (DRAWN) -> value, without what it leaves open."""
+        """Argument of `safelight.plan`, or `count` -> value, without what it leaves open."""
         told = ("summary", "guide", "section", "wanted")
         named = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in told}
         return {name: value for name, value in named.items() if value is not None}
@@ -105,9 +105,12 @@ def applied(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def planned(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """As `applied`, for `opening.foreseen`: without what is for drawing alone, and `count` as its `pictures`."""
-    asked = {key: value for key, value in applied(name, given).items() if key not in DRAWN}
+    """As `applied`, for `opening.foreseen`: `count` as its `pictures`, and a preset's own sampler as its `usual`, as
+    that is for the guide's kind of model, and a schedule said besides belongs to it."""
+    asked = applied(name, given)
     count = asked.pop("count", None)
+    if name is not None and given.get("sampler") is None and given.get("schedule") is None and "sampler" in asked:
+        asked["usual"] = asked.pop("sampler")
     return asked if count is None else {"pictures": count} | asked
 
 

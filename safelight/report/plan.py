@@ -12,6 +12,7 @@ from safelight.planner.goals import GOALS
 from safelight.planner.plans import Step
 from safelight.planner.presets import Verdict
 from safelight.planner.reasons import seconds, size
+from safelight.planner.walks import Walk
 from safelight.simulate.cost import PHASES, Cost
 
 WIDTH = 120
@@ -48,17 +49,19 @@ def head(outlook: Outlook) -> list[str]:
 
 
 def subject(outlook: Outlook) -> str:
-    """ "sdxl, 1024x1024, 20 steps with guidance, one at a time"."""
-    target = outlook.target
+    """ "sdxl, 1024x1024, 20 steps with guidance, one at a time"; of two walks the first."""
+    target, first = outlook.target, outlook.walks[0]
     frames = f", {target.frames} frames" if target.frames > 1 else ""
     guided = " with guidance" if target.guided else ""
     batch = "one at a time" if target.batch_size == 1 else f"{target.batch_size} at a time"
-    return f"{outlook.blueprint.name}, {target.width}x{target.height}{frames}, {_steps(outlook)}{guided}, {batch}"
+    begins = " from a picture" if first.encodes else ""
+    return f"{outlook.blueprint.name}, {first.width}x{first.height}{frames}, {_steps(first)}{begins}{guided}, {batch}"
 
 
-def _steps(outlook: Outlook) -> str:
-    steps = outlook.forecast.steps
-    return f"{steps} step{'' if steps == 1 else 's'}"
+def _steps(walk: Walk) -> str:
+    """ "30 steps (59 evaluations)"."""
+    asked = f"{walk.steps} step{'' if walk.steps == 1 else 's'}"
+    return asked if walk.evaluations == walk.steps else f"{asked} ({walk.evaluations} evaluations)"
 
 
 def basis(outlook: Outlook) -> str:
@@ -101,10 +104,22 @@ def _notes(outlook: Outlook, plain: Cost, planned: Cost) -> Iterator[str]:
     budget = outlook.plan.budget_bytes or 0
     left = [_left(cost, budget) for cost in (plain, planned)]
     yield from _wrapped(f"  {size(budget)} are there for tensors: plain {left[0]}, planned {left[1]}")
+    yield from _second(outlook)
     if planned.once:
         yield f"  {seconds(planned.once)} once, before the first picture; shared by {outlook.wish.paid_by} here"
     if planned.host_bytes:
         yield f"  {size(planned.host_bytes)} of host memory hold the weights that wait"
+
+
+def _second(outlook: Outlook) -> Iterator[str]:
+    """Its part of the seconds above, and what it needs by itself."""
+    if len(outlook.walks) == 1:
+        return
+    walk = outlook.walks[-1]
+    sides = (("plain", outlook.forecast.alone()), ("planned", outlook.forecast.alone(outlook.chosen)))
+    told = [f"{name} {seconds(cost.seconds)}, peak {size(cost.peak_bytes)} in {cost.largest}" for name, cost in sides]
+    through = "; what enlarges the pictures is not counted" if walk.encodes else ""
+    yield from _wrapped(f"  second pass {walk.width}x{walk.height}, {_steps(walk)}: {'; '.join(told)}{through}")
 
 
 def _left(cost: Cost, budget: int) -> str:

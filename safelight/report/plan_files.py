@@ -25,13 +25,16 @@ def document(outlook: Outlook, verdicts: Sequence[Verdict] = ()) -> Found:
     """Bytes and seconds as numbers; seconds are of one batch where nothing else is said. schema: raised when a key
     changes its meaning."""
     plan, target, pictures = outlook.plan, outlook.target, outlook.wish.paid_by
+    first = outlook.walks[0]
     assert plan.plain is not None and plan.cost is not None, "an outlook is always predicted"
     return {
         "schema": 1,
         "model": outlook.blueprint.name,
         "device": _device(outlook),
-        "size": {"width": target.width, "height": target.height, "frames": target.frames},
-        "steps": outlook.forecast.steps,
+        "size": {"width": first.width, "height": first.height, "frames": target.frames},
+        "steps": first.steps,
+        "sampler": outlook.request.sampler if outlook.request else None,
+        "passes": [_pass(outlook, i) for i in range(len(outlook.walks))],
         "guided": target.guided,
         "batch_size": target.batch_size,
         "goal": _goal(outlook),
@@ -47,6 +50,18 @@ def document(outlook: Outlook, verdicts: Sequence[Verdict] = ()) -> Found:
         "down": _step(plan.down, pictures),
         "batches": None if outlook.batches is None else _batches(outlook),
         "preset": [asdict(verdict) for verdict in verdicts] or None,
+    }
+
+
+def _pass(outlook: Outlook, index: int) -> Found:
+    """Its seconds and its peak are its own; `plain` and `planned` are of all of them."""
+    walk, forecast = outlook.walks[index], outlook.forecast
+    if index < len(outlook.walks) - 1 and forecast.before is not None:
+        forecast = forecast.before
+    costs = {"plain": forecast.alone(), "planned": forecast.alone(outlook.chosen)}
+    return {
+        **{name: getattr(walk, name) for name in ("width", "height", "steps", "evaluations")},
+        **{name: {"seconds": cost.seconds, "peak_bytes": cost.peak_bytes} for name, cost in costs.items()},
     }
 
 
@@ -125,13 +140,14 @@ def _batch(batch: Batch) -> Found:
 
 def toml(outlook: Outlook, run: Mapping[str, Any]) -> str:
     """run: what else the file is to hold, by the keys of safelight.toml; None is left out."""
-    target, written = outlook.target, outlook.plan.written
+    first, written = outlook.walks[0], outlook.plan.written
+    asked = outlook.request.steps if outlook.request else first.steps  # a picture to begin from needs fewer of them
     keys = {
         **run,
-        "width": target.width,
-        "height": target.height,
-        "steps": outlook.forecast.steps,
-        "batch_size": target.batch_size,
+        "width": first.width,
+        "height": first.height,
+        "steps": asked,
+        "batch_size": outlook.target.batch_size,
         **({"optimize": NONE} if written == NONE else {}),
     }
     told = [f"# Made by safelight {VERSION}; safelight generate --plan FILE runs it.", "#"]

@@ -21,7 +21,7 @@ class HiresPlan:
     """target_width, target_height: pixels of the result, multiples of what the model draws.
 
     upscale_width, upscale_height: pixels that the first picture is enlarged to; they cover the target. Latents get
-    upscale_width // factor cells, and so many columns. crop_*: latent cells cut off at each side after that.
+    upscale_width // cell columns, and as many rows. crop_*: latent cells cut off at each side after that.
     """
 
     target_width: int
@@ -34,12 +34,13 @@ class HiresPlan:
     crop_bottom: int = 0
 
 
-def hires_plan(width: int, height: int, asked: str, factor: int) -> HiresPlan:
+def hires_plan(width: int, height: int, asked: str, factor: int, cell: int | None = None) -> HiresPlan:
     """For a first picture of width x height. asked: as in `Request.hires`, checked there.
 
-    factor: the multiple of pixels that the model draws. A size that follows from "1.5" or "1024x0" is rounded down to
-    it, so it may be a little less than asked. One that is named must be such a multiple. With both named, the picture
-    is enlarged until it covers them, and cut evenly; of an odd number of cells, one more goes at the right or below.
+    factor: the multiple of pixels that the model draws. cell: pixels of a latent, if that is less. A size that follows
+    from "1.5" or "1024x0" is rounded down to the multiple, so it may be a little less than asked. One that is named
+    must be such a multiple. With both named, the picture is enlarged until it covers them, and cut evenly; of an odd
+    number of cells, one more goes at the right or below.
 
     Raises UsageError for a named side that is no multiple, and for results that are no size to draw.
     """
@@ -52,16 +53,16 @@ def hires_plan(width: int, height: int, asked: str, factor: int) -> HiresPlan:
         wide, high = (side // factor * factor for side in target)
         _check_sides((wide, high), asked)
         return HiresPlan(wide, high, wide, high)
-    return _covered(width, height, target, asked, factor)
+    return _covered(width, height, target, asked, cell or factor)
 
 
-def _covered(width: int, height: int, target: tuple[int, int], asked: str, factor: int) -> HiresPlan:
+def _covered(width: int, height: int, target: tuple[int, int], asked: str, cell: int) -> HiresPlan:
     """Enlarged in its shape, by // as A1111, until neither side is less than the target's."""
     wide, high = target
     is_wider = wide * height > width * high
     large = (wide, wide * height // width) if is_wider else (high * width // height, high)
     _check_sides(large, asked)
-    columns, rows = ((side - kept) // factor for side, kept in zip(large, target, strict=True))
+    columns, rows = ((side - kept) // cell for side, kept in zip(large, target, strict=True))
     return HiresPlan(wide, high, *large, columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2)
 
 

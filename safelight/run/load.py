@@ -69,8 +69,7 @@ def pipeline(
             source = downloaded(source)
         pipe = _folder(source, wanted) if source.kind == "folder" else _single_file(source, wanted, config)
     if vae:
-        with one_line_errors(vae):
-            pipe.vae = _vae(vae, wanted, allow_pickle)
+        _exchange_vae(pipe, vae, wanted, source.name, allow_pickle=allow_pickle)
     if loras:
         _add_loras(pipe, loras)
     _check_whole(pipe, source.asked)
@@ -188,19 +187,14 @@ def _pipeline_of(source: Source) -> str:
     raise UsageError(f"{source.place} is of the kind {kind!r}: give it as a diffusers folder")
 
 
-def _vae(asked: str, dtype: Any, allow_pickle: bool) -> Any:
-    from diffusers import AutoencoderKL
+def _exchange_vae(pipe: Any, asked: str, dtype: Any, model: str, *, allow_pickle: bool) -> None:
+    """Raises DoesNotApply for one whose latents are not this model's."""
+    from safelight.probe.blueprint import Part
+    from safelight.run.load_vae import other_vae  # which imports this module
 
-    path = Path(asked).expanduser()
-    for folder in (path, path / "vae"):
-        if (folder / "config.json").is_file():
-            return AutoencoderKL.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
-    source = find(asked, allow_pickle=allow_pickle)
-    if source.kind == "hub":
-        return AutoencoderKL.from_pretrained(source.place, revision=source.revision, dtype=dtype, use_safetensors=True)
-    if source.kind == "file" and not any("decoder." in name for name in safetensors_header(path)):
-        raise DamagedModel(f"{asked} holds no VAE: none of its tensors is a decoder's")
-    return AutoencoderKL.from_single_file(source.place, dtype=dtype)
+    own = getattr(pipe, "vae", None)
+    part = None if own is None else Part(type(own), dict(own.config))
+    pipe.vae = other_vae(asked, part, dtype=dtype, model=model, allow_pickle=allow_pickle)
 
 
 def split_scale(lora: str) -> tuple[str, float, float]:

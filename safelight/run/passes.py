@@ -128,7 +128,7 @@ class Passes:
     def _larger(self, drawn: Drawn, start: Pass, variation_seeds: list[int] | None, watch: Watch) -> Drawn:
         request = self.request
         assert request.hires is not None, "asked for"
-        plan = hires_plan(start.width, start.height, request.hires, self.multiple)
+        plan = hires_plan(start.width, start.height, request.hires, self.multiple, self.pipe.vae_scale_factor)
         upscaler = upscalers.find(request.hires_upscaler or LATENT)
         first: tuple[Image, ...] = ()
         if upscaler.kind == "latent" and not self.keep_first:

@@ -11,6 +11,7 @@ from safelight.errors import DoesNotApply, UsageError
 from safelight.prompts import conditioning, encode, syntax
 from safelight.request import Request
 from safelight.run.denoising import Words
+from safelight.sampling.samplers import Sampler, twice
 from safelight.sampling.schedulers import Recipe
 
 WordsFor = Callable[[int, int, int | None], Words]  # (pictures, steps, in a second pass those of the first)
@@ -55,18 +56,31 @@ def _plain(request: Request, count: int) -> Words:
 def _conditioned(pipe: Any, request: Request, recipe: Recipe, count: int, steps: int, first_pass: int | None) -> Words:
     import torch
 
-    calls = max(recipe.evaluations(steps), 1)
+    each, step_of = _counted(recipe, steps)
     guidance = 1.0 if request.guidance is None else request.guidance
     with torch.inference_mode():
         made = conditioning.plan(
             pipe,
             request.prompt,
             request.negative,
-            steps,
+            steps * each,
             count,
             guidance=guidance,
             clip_skip=request.clip_skip,
-            step_of=lambda index: index * steps // calls,
-            first_pass=first_pass,
+            step_of=step_of,
+            first_pass=None if first_pass is None else first_pass * each,
         )
     return Words(made.arguments, made.at, made.composed)
+
+
+def _counted(recipe: Recipe, steps: int) -> tuple[int, Callable[[int], int]]:
+    """(what words count a step as, evaluation -> what words count), for the times in [cat:dog:0.5] and for [cat|dog].
+
+    A1111 counts evaluations, with twice as many of them as steps for a sampler that takes two: [cat:dog:10] is then
+    half as late as people think, and is so here. Source: A1111 1.10, modules/sd_samplers_common.py
+    (SamplerData.total_steps), processing.py (setup_conds), sd_samplers_cfg_denoiser.py (self.step).
+    """
+    if isinstance(recipe.sampler, Sampler):
+        return (2 if recipe.sampler.evaluations is twice else 1), int
+    calls = max(recipe.evaluations(steps), 1)
+    return 1, lambda index: index * steps // calls

@@ -13,7 +13,7 @@ from safelight.errors import DoesNotApply, UnknownName
 from safelight.sampling import names, schedules
 from safelight.sampling.checkpoint import Checkpoint
 from safelight.sampling.levels import Levels
-from safelight.sampling.samplers import SAMPLERS, Sampler
+from safelight.sampling.samplers import SAMPLERS, Evaluations, Sampler, once, once_and_one, twice
 
 if TYPE_CHECKING:
     from safelight.sampling.driven import Walk
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Class:
-    """A scheduler of diffusers. label: A1111's nearest name, for its readers. evaluations: calls of the model a step.
+    """A scheduler of diffusers. label: A1111's nearest name, for its readers. evaluations: of the model, by the steps.
 
     flow: for flow-matching models, and for those alone.
     """
 
     label: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    evaluations: int = 1
+    evaluations: Evaluations = once
     flow: bool = False
 
 
 CLASSES = {
     "EulerDiscreteScheduler": Class("Euler"),
     "EulerAncestralDiscreteScheduler": Class("Euler a"),
-    "HeunDiscreteScheduler": Class("Heun", evaluations=2),
-    "KDPM2DiscreteScheduler": Class("DPM2", evaluations=2),
-    "KDPM2AncestralDiscreteScheduler": Class("DPM2 a", evaluations=2),
+    "HeunDiscreteScheduler": Class("Heun", evaluations=twice),
+    "KDPM2DiscreteScheduler": Class("DPM2", evaluations=twice),
+    "KDPM2AncestralDiscreteScheduler": Class("DPM2 a", evaluations=twice),
     "LMSDiscreteScheduler": Class("LMS"),
     "DPMSolverMultistepScheduler": Class("DPM++ 2M", {"algorithm_type": "dpmsolver++"}),
     "DPMSolverSinglestepScheduler": Class("DPM++ 2S", {"algorithm_type": "dpmsolver++"}),
     "DEISMultistepScheduler": Class("DEIS"),
     "UniPCMultistepScheduler": Class("UniPC"),
-    "PNDMScheduler": Class("PLMS", {"skip_prk_steps": True}),
+    "PNDMScheduler": Class("PLMS", {"skip_prk_steps": True}, evaluations=once_and_one),
     "DDIMScheduler": Class("DDIM", {"clip_sample": False, "set_alpha_to_one": False}),
     "DDPMScheduler": Class("DDPM", {"clip_sample": False}),
     "LCMScheduler": Class("LCM"),
@@ -76,7 +76,7 @@ class Recipe:
         if isinstance(self.sampler, Sampler):
             return self.sampler.evaluations(steps) or steps
         row = CLASSES.get(self.sampler or "")
-        return steps if row is None or row.evaluations == 1 else row.evaluations * steps - 1
+        return steps if row is None else row.evaluations(steps) or steps
 
 
 def find(name: str | None, schedule: str | None = None) -> Recipe:

@@ -59,6 +59,19 @@ class Phase:
     def peak_bytes(self) -> int:
         return self.resident + self.live
 
+    def then(self, later: "Phase") -> "Phase":
+        """Both, one after the other: seconds add up, and the one with the higher peak says what lies in memory."""
+        device = {kind: seconds + later.device[kind] for kind, seconds in self.device.items()}
+        highest = max(self, later, key=lambda phase: phase.peak_bytes)
+        both = replace(highest, device=device, host=self.host + later.host, waiting=0.0)
+        # the host does not call ahead from one into the other
+        return replace(both, waiting=max(0.0, self.seconds + later.seconds - both.seconds))
+
+    @property
+    def idle(self) -> "Phase":
+        """With nothing to do; the weights stay where they are."""
+        return replace(self, device=dict.fromkeys(self.device, 0.0), host=0.0, waiting=0.0, live=0)
+
     def times(self, factor: float) -> "Phase":
         """All its seconds."""
         device = {kind: seconds * factor for kind, seconds in self.device.items()}
@@ -74,8 +87,12 @@ class Phase:
 class Cost:
     """One batch of pictures. encode, denoise (all steps), decode: its phases. parts: the weights by component name.
 
+    encode: of texts. decode: all that the VAE does, with what it encodes where a walk begins from pictures.
+    steps: of the scheduler, one for each evaluation of the model: a sampler that asks twice a step has nearly twice the
+    steps that a person asked for. calls: of the denoiser in each of them, more than 1 where guidance asks for its two
+    predictions one after the other.
     once: seconds that are spent before the first batch only (compiling). host_bytes: of weights that wait in the host's
-    memory. rates: of the device. steps, batch_size: of the run. calls: of the denoiser in each step.
+    memory. rates: of the device. batch_size: of the run.
     """
 
     encode: Phase
@@ -103,11 +120,13 @@ class Cost:
 
     @property
     def launches(self) -> float:
-        """Operators that one call of the denoiser makes."""
+        """Operators that one call of the denoiser makes, on average."""
         return self.denoise.host / self.rates.launch / self.steps / self.calls
 
     @property
     def step_seconds(self) -> float:
+        """Of one evaluation of the model, with both halves of guidance: not of a step that a person asked for, of which
+        one may take two. Of two walks the average."""
         return self.denoise.seconds / self.steps
 
     @property
@@ -150,6 +169,22 @@ class Cost:
         """`cost.kinds(["denoise"], convolution=0.8)`: the seconds of single kinds of work in some phases."""
         changed: Any = {name: self.phase(name).kinds(**factors) for name in phases}
         return replace(self, **changed)
+
+    def without(self, *names: str) -> "Cost":
+        """With nothing to do in these phases."""
+        changed: Any = {name: self.phase(name).idle for name in names}
+        return replace(self, **changed)
+
+    def then(self, later: "Cost") -> "Cost":
+        """Two walks of one batch, with the same weights: seconds add up, of memory the larger counts."""
+        phases: Any = {name: self.phase(name).then(later.phase(name)) for name in PHASES}
+        return replace(
+            later,
+            **phases,
+            steps=self.steps + later.steps,
+            once=self.once + later.once,
+            host_bytes=max(self.host_bytes, later.host_bytes),
+        )
 
     @property
     def weights(self) -> int:

@@ -4,6 +4,7 @@ b, c, f, h, w below: batch, channels, frames, height, width of latents; t: token
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -85,11 +86,15 @@ def check_sides(least: int, **sides: int | None) -> None:
 
 
 def multiple(blueprint: Blueprint) -> int:
-    """Width and height are multiples of this many pixels: as run/generate.py has it for a loaded pipeline."""
+    """Width and height are multiples of this many pixels: as run/settling.py has it for a loaded pipeline."""
     packed = hasattr(blueprint.pipeline, "_unpack_latents")
     patch = 2 if packed else blueprint.denoiser.config.get("patch_size") or 1
     sides = patch[1:] if isinstance(patch, list | tuple) else [patch]
-    return factor(blueprint.parts.get("vae")) * max(sides)
+    least = factor(blueprint.parts.get("vae")) * max(sides)
+    return math.lcm(least, UNETS_MULTIPLE) if "unet" in blueprint.parts else least
+
+
+UNETS_MULTIPLE = 8  # what check_inputs of every UNet pipeline of diffusers asks for, whatever the VAE's factor is
 
 
 def frame_factor(vae: Part | None) -> int:

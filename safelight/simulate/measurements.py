@@ -32,7 +32,8 @@ class Measurement:
 
     when: as now() writes it, so that the order of the texts is the order of the times. model: with its revision or hash
     if known. width, height: pixels. frames: 1 for a picture. guided: with classifier-free guidance, two passes a step.
-    plan: the optimizers' words, "" is plain. versions: "safelight 0.1.0, torch 2.13.0, diffusers 0.42.1".
+    steps: evaluations of the model; step_seconds: of one. plan: the optimizers' words, "" is plain.
+    versions: "safelight 0.1.0, torch 2.13.0, diffusers 0.42.1".
     peak_bytes: None where it was not measured. predicted_*: by the model of cost alone, before any correction; a
     corrected one would hide what is still to be corrected.
     """

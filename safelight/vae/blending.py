@@ -17,11 +17,12 @@ from safelight.vae.graph import CannotWalk
 from safelight.vae.passes import nbytes
 from safelight.vae.plan import Schedule, mib
 from safelight.vae.running import Exact
-from safelight.vae.sampling import LEAST_CROP, crops
+from safelight.vae.sampling import LEAST_PICTURE, crops
 from safelight.vae.tiles import Grid
 
 TILE_PX, OVERLAP = 512, 0.25
 LEAST_TILE = 8  # latents a side
+CROP = 16  # latents a side at least: what is before the first upsampling sees far, and of smaller ones edges alone
 AT_ONCE_PX = 1024 * 1024  # of the tiles of one call on a card; a CPU is as fast with one tile
 
 
@@ -104,17 +105,13 @@ class Blending:
 
     def _shares(self, given: Any, grid: Grid) -> bool:
         """Whether tiles have the statistics of crops: where there are norms, and the picture is larger than crops."""
-        larger = len(grid) > 1 and min(grid.size) >= 2 * LEAST_CROP
+        larger = len(grid) > 1 and min(grid.size) >= LEAST_PICTURE
         return self.shared and larger and bool(self._norms(given))
 
     def _pieces(self, item: Any) -> Any:
-        """Crops of a picture or of its latents, as a batch."""
-        import torch
-
+        """Crops of a picture or of its latents, side by side."""
         scale = 1 if self.what == "decode" else self.factor
-        cut = crops(*(side // scale for side in item.shape[-2:]))
-        side, places = cut.side * scale, [(top * scale, left * scale) for top, left in cut.places]
-        return torch.cat([item[..., top : top + side, left : left + side] for top, left in places])
+        return crops(*(side // scale for side in item.shape[-2:]), CROP).of(item, scale)
 
     @property
     def factor(self) -> int:

@@ -37,15 +37,11 @@ IN_PLACE = (
 
 @dataclass
 class Run:
-    """One picture's. weights: the module's tensors by name. sink: takes the result's rows instead of a tensor of it.
-
-    pooled: the items of a batch have their statistics in common.
-    """
+    """One picture's. weights: the module's tensors by name. sink: takes the result's rows instead of a tensor of it."""
 
     schedule: Schedule
     weights: Mapping[str, Any]
     sink: Sink | None = None
-    pooled: bool = False
     values: dict[Node, Any] = field(default_factory=dict)
     statistics: dict[Node, Statistics] = field(default_factory=dict)
     prepared: dict[Node, Any] = field(default_factory=dict)
@@ -75,12 +71,8 @@ class Run:
 
     def _sample(self, sampling: Sampling) -> None:
         """Statistics of crops for those of the whole."""
-        import torch
-
-        whole, side = self.values[sampling.at], sampling.side
-        cut = torch.cat([whole[..., top : top + side, left : left + side] for top, left in sampling.places])
-        part = Run(sampling.schedule, self.weights, pooled=True)
-        part.of(cut)
+        part = Run(sampling.schedule, self.weights)
+        part.of(sampling.cut.of(self.values[sampling.at]))
         self.statistics.update({node: part.statistics[twin] for node, twin in sampling.twins.items()})
 
     def _at_once(self, node: Node) -> Any:
@@ -112,7 +104,7 @@ class Run:
         return self.prepared[node]
 
     def _counting(self, node: Node) -> Statistics:
-        made = Statistics(node.shape[0], node.shape[1], self.device, self.pooled)
+        made = Statistics(node.shape[0], node.shape[1], self.device)
         self.statistics[node] = made
         return made
 
@@ -285,7 +277,7 @@ class Pass:
         rows = self._read(given, row, a, b)
         mean, variance = self.run.statistics[given].groups(groups)
         weight, bias = (None if part is None else self.run.weight(part).float() for part in (weight, bias))
-        if self.run.pooled or len(rows) == 1:
+        if len(rows) == 1:
             return torch.nn.functional.batch_norm(rows, mean[0], variance[0], weight, bias, False, 0.0, eps)
         made = torch.empty_like(rows)
         for item, into, *statistics in zip(rows.split(1), made.split(1), mean, variance, strict=True):

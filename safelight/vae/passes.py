@@ -15,25 +15,23 @@ from safelight.vae.rows import row_of
 
 if TYPE_CHECKING:
     from safelight.vae.plan import Schedule
+    from safelight.vae.sampling import Crops
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Statistics that come from crops (sampling.py). at: what crops are cut from. twins: of each node that is
-    normalized the one in the crops' graph. schedule: of that graph, which begins with the crops. places: (top, left) of
-    each crop, side: its rows and columns."""
+    normalized the one in the crops' graph. schedule: of that graph, which begins with the crops."""
 
     at: Node
     twins: Mapping[Node, Node]
     schedule: "Schedule"
-    places: Sequence[tuple[int, int]]
-    side: int
+    cut: "Crops"
 
     @property
     def nbytes(self) -> int:
         """Of the crops and all that is computed of them."""
-        crop = self.at.shape[1] * self.side**2 * int(self.at.dtype.itemsize)
-        return len(self.places) * crop + self.schedule.peak_bytes
+        return self.at.shape[1] * prod(self.cut.shape) * int(self.at.dtype.itemsize) + self.schedule.peak_bytes
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,7 @@ class Exact:
             return _plans(lambda shortcuts: [self._rows(folded(graph, shortcuts=shortcuts))], strip_bytes)
         sampling.check_pictures(item)
         cut = sampling.crops(*item.shape[-2:])
-        count, *sides = cut.shape
-        graph, small = self._graphs([item, item[:, :, : sides[0], : sides[1]].repeat(count, 1, 1, 1)], beside)
+        graph, small = self._graphs([item, item[:, :, : cut.shape[0], : cut.shape[1]]], beside)
         self.whole_work = plan.whole_work(graph)
         return _plans(sampling.sampled(graph, small, cut, strip_bytes), strip_bytes)
 
@@ -141,14 +140,14 @@ class Exact:
         return rows if self.statistics is None else replace(rows, given=frozenset(rows.all_normed))
 
     def statistics_of(self, pieces: Any, chosen: Schedule) -> list[Statistics]:
-        """Of each norm, in the order of computing, for pieces of one picture: (pieces, channels, height, width).
+        """Of each norm, in the order of computing. pieces: of a picture, as one: (1, channels, height, width).
 
-        chosen: for pieces of their shape, of `within` or `plans`.
+        chosen: for their shape, of `within` or `plans`.
         """
         import torch
 
         with torch.no_grad():
-            run = Run(chosen, self._weights(), pooled=True)
+            run = Run(chosen, self._weights())
             run.of(pieces)
         return [run.statistics[node] for node in chosen.rows.all_normed]
 

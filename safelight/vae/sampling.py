@@ -1,8 +1,9 @@
 """Statistics of norms from a few crops, so that the rest of a decode is one pass of which nothing is stored.
 
-What comes before the first upsampling, attention with it, is exact. From its result crops are cut, evenly placed, and
-decoded together as if they were one picture; their means and variances stand for the whole's. The idea of statistics
-from a part is that of Tiled VAE's fast mode (multidiffusion-upscaler), which takes a picture made small.
+What comes before the first upsampling, attention with it, is exact. From its result small crops are cut, evenly placed,
+laid side by side, and decoded as one picture; its means and variances stand for the whole's. Crops have crops beside
+them and no zeros, so that they may be small, many, and near to every part of the picture. The idea of statistics from a
+part is that of Tiled VAE's fast mode (multidiffusion-upscaler), which takes a picture made small.
 
 Comes in: the rows of a decoder's graph. Goes out: the same, with norms that are not counted.
 """
@@ -17,43 +18,59 @@ from safelight.vae.fold import folded
 from safelight.vae.graph import IMAGE_DIMS, INPUT, CannotWalk, Graph, Node, needed, rewired
 from safelight.vae.passes import Rows, Sampling, rows_of
 
-LEAST_CROP = 16  # latents a side: smaller ones are too much edge
+LEAST_PICTURE = 32  # latents a side
+SIDE = 6  # latents of a crop: smaller ones are too much edge, larger ones miss too much between them
 SHARE = 0.5  # of each side that crops cover: a quarter of the picture
-CROPS = 4  # along the longer side: with more and smaller ones more of each is edge
+CROPS = 32  # along the longer side, at most
 
 
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """places: (top, left) of each. side: latents."""
+    """places: (top, left) of each, line after line. side: latents. across: how many are in a line."""
 
     places: tuple[tuple[int, int], ...]
     side: int
+    across: int = 1
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(how many, rows, columns)."""
-        return len(self.places), self.side, self.side
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of all of them side by side, in latents."""
+        return len(self.places) // self.across * self.side, self.across * self.side
+
+    def of(self, whole: Any, scale: int = 1) -> Any:
+        """whole: (1, channels, rows, columns), with so many rows for one of latents. (1, channels, *shape * scale)."""
+        import torch
+
+        height, width = (length * scale for length in self.shape)
+        order = {"device": whole.device, "dtype": whole.dtype, "memory_format": torch.channels_last}
+        made = torch.empty((1, whole.shape[1], height, width), **order)
+        side = self.side * scale
+        for number, (top, left) in enumerate(self.places):
+            row, column = (index * side for index in divmod(number, self.across))
+            cut = whole[..., top * scale : top * scale + side, left * scale : left * scale + side]
+            made[..., row : row + side, column : column + side] = cut
+        return made
 
 
-def crops(height: int, width: int) -> Crops:
+def crops(height: int, width: int, least: int = SIDE) -> Crops:
     """Of a picture of so many latents: laid as bricks are, so that no column of the picture is missed by all.
 
-    Raises CannotWalk for one that is not larger than its crops.
+    least: latents of a crop's side. Raises CannotWalk for a picture that is not larger than its crops.
     """
-    if min(height, width) < 2 * LEAST_CROP:
-        raise CannotWalk(f"{width}x{height} latents are too few for statistics from crops, {2 * LEAST_CROP} are needed")
-    side = min(height, width, max(LEAST_CROP, ceil(SHARE * max(height, width) / CROPS)))
+    if min(height, width) < LEAST_PICTURE:
+        raise CannotWalk(f"{width}x{height} latents are too few for statistics from crops, {LEAST_PICTURE} are needed")
+    side = min(height, width, max(least, ceil(SHARE * max(height, width) / CROPS)))
     down, across = (max(1, round(SHARE * length / side)) for length in (height, width))
     places = [
         (round((row + 0.5) * height / down - side / 2), (column + (0.75, 0.25)[row % 2]) * width / across - side / 2)
         for row in range(down)
         for column in range(across)
     ]
-    return Crops(tuple((max(top, 0), min(max(round(left), 0), width - side)) for top, left in places), side)
+    return Crops(tuple((max(top, 0), min(max(round(left), 0), width - side)) for top, left in places), side, across)
 
 
 def sampled(graph: Graph, small: Graph, cut: Crops, strip_bytes: int) -> Callable[[bool], list[Rows]]:
-    """small: the same module's graph for the crops, as a batch. The result is `rows_of` with the statistics left out,
+    """small: the same module's graph for the crops, as one picture. The result is `rows_of` with the statistics left out,
     with crops that are decoded fast, and with crops that take the least.
 
     Raises CannotWalk for a module in which there is not one tensor that all later ones come from.
@@ -70,7 +87,7 @@ def sampled(graph: Graph, small: Graph, cut: Crops, strip_bytes: int) -> Callabl
         plans = search.plans(rows_of(graph_of_crops), strip_bytes)
         made = {node: instead[twins[node]] for node in later}
         return [
-            replace(whole, whole=whole.whole | {at}, sampling=Sampling(at, made, chosen, cut.places, cut.side))
+            replace(whole, whole=whole.whole | {at}, sampling=Sampling(at, made, chosen, cut))
             for chosen in {plans[-1].peak_bytes: plans[-1], plans[0].peak_bytes: plans[0]}.values()
         ]
 

@@ -9,15 +9,11 @@ from typing import Any
 
 @dataclass
 class Statistics:
-    """Of a tensor (items, channels, ...). mean, m2: (items, channels), float64; m2: sum of squared distances.
-
-    pooled: all items are parts of one picture, and have its mean and variance.
-    """
+    """Of a tensor (items, channels, ...). mean, m2: (items, channels), float64; m2: sum of squared distances."""
 
     items: int
     channels: int
     device: Any
-    pooled: bool = False
     count: int = 0
     mean: Any = None
     m2: Any = None
@@ -51,9 +47,8 @@ class Statistics:
 
     def groups(self, count: int) -> tuple[Any, Any]:
         """Mean and variance of each group of channels, given to its channels: (items, channels), float32."""
-        over = (0, 2) if self.pooled else (2,)
         mean = self.mean.view(self.items, count, -1)
         variance = (self.m2 / self.count).view(self.items, count, -1)
-        middle = mean.mean(over, keepdim=True)
-        spread = (variance + (mean - middle) ** 2).mean(over, keepdim=True)
+        middle = mean.mean(2, keepdim=True)
+        spread = (variance + (mean - middle) ** 2).mean(2, keepdim=True)
         return tuple(value.expand_as(mean).reshape(self.items, -1).float() for value in (middle, spread))

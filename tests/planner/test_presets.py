@@ -1,6 +1,7 @@
 """Presets are wishes for the one planner: they name what is there, what is given besides wins, and each thing that a
 guide names gets its verdict."""
 
+import dataclasses
 import inspect
 from functools import cache
 
@@ -90,12 +91,26 @@ def test_the_best_preset_is_drawn_by_the_sampler_that_the_guide_names():
     assert (choice.schedule, choice.sampler.evaluations(30)) == ("karras", 59)
 
 
-def test_a_plan_is_asked_for_nothing_that_is_for_drawing_alone():
+def test_a_plan_is_asked_for_what_the_preset_asks_of_a_run():
     asked = planned("exploration", {"device": None, "steps": 4})
     assert (asked["pictures"], asked["steps"], asked["batch_size"]) == (8, 4, 4)
     assert planned("exploration", {"pictures": 100})["pictures"] == 100
-    assert not planned("ultra", {}).keys() & set(DRAWN)
-    assert not planned("ultra", {}).keys() - inspect.signature(foreseen).parameters.keys() - set(WISHES)
+    ultra = planned("ultra", {})
+    assert {name: ultra[name] for name in DRAWN if name in ultra} == {
+        "hires": "1.5",
+        "hires_steps": 20,
+        "hires_denoise": 0.5,
+        "hires_upscaler": "Lanczos",
+    }
+    known = {*inspect.signature(foreseen).parameters, *WISHES, *(field.name for field in dataclasses.fields(Request))}
+    assert not ultra.keys() - known
+
+
+def test_a_presets_sampler_gives_way_to_what_is_said():
+    assert planned("tier-1", {})["usual"] == "DPM++ 2M"
+    assert "usual" not in planned("tier-1", {"sampler": "Euler"})
+    said = planned("tier-1", {"schedule": "Karras"})
+    assert (said["sampler"], said["schedule"]) == ("DPM++ 2M", "Karras")
 
 
 def test_what_is_given_besides_wins():

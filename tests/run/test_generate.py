@@ -86,7 +86,7 @@ def test_a_flow_model_refuses_a_sampler_for_noise_predicting_models():
 
 @pytest.mark.parametrize(
     ("fields", "says"),
-    [({"width": 33}, r"width is 33.*multiples of 2 .*\(32 and 34 are near\)"), ({"height": 1}, "multiples of 2")],
+    [({"width": 33}, r"width is 33.*multiples of 8 .*\(32 and 40 are near\)"), ({"height": 1}, "multiples of 8")],
 )
 def test_a_size_that_the_vae_cannot_make_is_refused(unet_pipe, fields, says):
     with pytest.raises(UsageError, match=says):

@@ -120,3 +120,10 @@ def test_fixed_or_not_the_same_share_is_drawn_anew(steps, denoise):
 def test_fixed_steps_over_next_to_nothing_are_refused(denoise):
     with pytest.raises(UsageError, match=r"give 0\.0002 or more"):
         walk_of(20, denoise, fixed=True)
+
+
+def test_what_is_cut_off_is_counted_in_latents_where_these_are_finer_than_the_sizes_that_are_drawn():
+    """The bundled model draws multiples of 8 pixels, and a latent is 4 of them."""
+    plan = hires_plan(64, 64, "96x128", 8, 4)
+    assert (plan.upscale_width, plan.upscale_height) == (128, 128)
+    assert 128 // 4 - plan.crop_left - plan.crop_right == 96 // 4

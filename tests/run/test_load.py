@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import safelight
 from safelight.config import dtype_name
-from safelight.errors import DamagedModel, EnvironmentProblem, ModelNotFound, OutOfMemory, UsageError
+from safelight.errors import DamagedModel, DoesNotApply, EnvironmentProblem, ModelNotFound, OutOfMemory, UsageError
 from safelight.run.load import pipeline, split_scale
 
 REPO = "someone/tiny-sd"
@@ -136,6 +136,25 @@ def test_another_vae_changes_the_picture(folder, tmp_path):
     other, session = draw(model=str(folder), vae=str(tmp_path / "vae"))
     assert abs(plain - other).max() > 8
     assert session.loaded.vae == str(tmp_path / "vae")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"scaling_factor": 0.13025}, "the colours would be wrong"),
+        ({"shift_factor": 0.1}, "the colours would be wrong"),
+    ],
+    ids=ascii,
+)
+def test_a_vae_whose_latents_are_scaled_otherwise_is_refused(folder, tmp_path, config, says):
+    tiny.vae(**config).save_pretrained(tmp_path / "vae")
+    with pytest.raises(DoesNotApply, match=says):
+        pipeline(str(folder), vae=str(tmp_path / "vae"))
+
+
+def test_a_vae_of_the_catalogue_for_other_latents_is_refused_by_its_name(folder):
+    with pytest.raises(DoesNotApply, match=r"ft-mse .*does not fit tiny-sd"):
+        pipeline(str(folder), vae="ft-mse")
 
 
 @pytest.fixture(scope="module")
