@@ -19,6 +19,7 @@ from safelight.cli.advise import advise
 from safelight.cli.bench import bench
 from safelight.cli.catalog import optimizers, translate
 from safelight.cli.draw import generate
+from safelight.cli.grid import grid
 from safelight.cli.memory import measurements
 from safelight.cli.planning import plan, presets
 from safelight.cli.upscale import get, upscale
@@ -53,7 +54,7 @@ def app() -> None:
     """Run diffusion models fast and in little memory, without spoiling the picture."""
 
 
-for command in (generate, plan, presets, advise, bench, optimizers, translate, measurements, vae, upscale, get):
+for command in (generate, plan, presets, advise, bench, grid, optimizers, translate, measurements, vae, upscale, get):
     app.add_command(command)
 
 
