@@ -194,7 +194,7 @@ def test_a_ddim_schedule_that_divides_the_levels_says_nothing(run):
         (("--denoise", 0.5), "denoise is given without init"),
         (("--width", 60), "width is 60: this model draws multiples of 8 pixels (56 and 64 are near)"),
         (("--sampler", "Euler", "--eta", 1), "Euler takes no eta"),
-        (("--eta", 1), "DPM++ 2M takes no eta"),
+        (("--sampler", "DPM++ 2M", "--eta", 1), "DPM++ 2M takes no eta"),
         (("--sampler", "DPM++ 2M", "--s-churn", 1), "DPM++ 2M takes no s-churn: Euler, Heun, DPM2 do"),
         (("--hires", "1.5x"), "hires is '1.5x': give a factor"),
         (("--hires", "100x100"), "100 is no multiple of 8; 96 or 104 is near"),
@@ -329,13 +329,15 @@ def test_each_of_these_changes_the_picture(draw, files, word):
 
 
 def test_ensd_changes_the_noise_of_the_steps_alone(draw):
-    assert (draw("--eta-noise-seed-delta", 9) == draw()).all()
-    noisy = ("--sampler", "Euler a")
+    still, noisy = ("--sampler", "Euler"), ("--sampler", "Euler a")
+    assert (draw(*still, "--eta-noise-seed-delta", 9) == draw(*still)).all()
     assert abs(draw(*noisy, "--eta-noise-seed-delta", 9) - draw(*noisy)).max() > 4
 
 
 def test_a_whole_variation_is_the_other_seeds_picture(draw):
-    assert abs(draw("--variation-seed", 5, "--variation-strength", 1) - draw("--seed", 5)).max() <= 1
+    """Of a sampler that draws no more noise: what the steps draw is the seed's, as in A1111."""
+    still = ("--sampler", "Euler")
+    assert abs(draw(*still, "--variation-seed", 5, "--variation-strength", 1) - draw(*still, "--seed", 5)).max() <= 1
 
 
 def test_the_first_pass_is_kept_on_request_and_is_the_picture_without_a_second(draw, run, tmp_path):
@@ -357,7 +359,7 @@ def test_a_second_pass_of_another_shape_is_as_large_as_asked(draw, size, upscale
 
 def test_what_a_mask_leaves_black_stays_as_it_was(draw, files):
     outside = np.ones((64, 64), dtype=bool)
-    outside[8:56, 8:56] = False
+    outside[2:62, 2:62] = False  # the blur of 4 pixels reaches 10
     made, before = draw("--init", "apple.png", "--mask", "mask.png", "--denoise", 1), pixels("apple.png")
     assert (made[outside] == before[outside]).all()
     assert abs(made - before)[24:40, 24:40].max() > 8
@@ -578,14 +580,18 @@ def test_a_negative_prompt_without_guidance_is_said_to_do_nothing(run, folder):
 
 @pytest.fixture
 def second_pass_raises(monkeypatch):
-    """Puts an error into the denoiser, once its latents are larger than the first pass's 16 cells."""
+    """Puts an error into the denoiser, once its latents are larger than the first pass's 16 cells.
+
+    Not where it is traced without numbers, for a prediction.
+    """
     from diffusers import UNet2DConditionModel
+    from torch._subclasses import FakeTensor
 
     real = UNet2DConditionModel.forward
 
     def install(error):
         def forward(unet, sample, *arguments, **keywords):
-            if sample.shape[-1] > 16:
+            if sample.shape[-1] > 16 and not isinstance(sample, FakeTensor):
                 raise error
             return real(unet, sample, *arguments, **keywords)
 
