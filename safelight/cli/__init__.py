@@ -22,6 +22,7 @@ from safelight.cli.draw import generate
 from safelight.cli.grid import grid
 from safelight.cli.memory import measurements
 from safelight.cli.planning import plan, presets
+from safelight.cli.tune import tune
 from safelight.cli.upscale import get, upscale
 from safelight.cli.vae import vae
 from safelight.errors import EnvironmentProblem, Interrupted, SafelightError, UnknownName, UsageError
@@ -54,7 +55,11 @@ def app() -> None:
     """Run diffusion models fast and in little memory, without spoiling the picture."""
 
 
-for command in (generate, plan, presets, advise, bench, grid, optimizers, translate, measurements, vae, upscale, get):
+COMMANDS = (
+    *(generate, plan, presets, advise, bench, tune, grid),
+    *(optimizers, translate, measurements, vae, upscale, get),
+)
+for command in COMMANDS:
     app.add_command(command)
 
 

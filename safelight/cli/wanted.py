@@ -65,6 +65,8 @@ def _with_loras(found: dict[str, Any]) -> dict[str, Any]:
     """<lora:name:weight> in the prompt is a --lora; the prompt goes on without."""
     from safelight.prompts.tags import lora_file, without_tags
 
+    if not isinstance(found["prompt"], str):
+        return found  # Request says what is wrong with it
     plain, loras = without_tags(found["prompt"])
     folders = [Path(folder).expanduser() for folder in texts(found.get("lora_dir"))] or [Path()]
     if loras and (missing := [folder for folder in folders if not folder.is_dir()]):

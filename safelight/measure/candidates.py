@@ -1,13 +1,13 @@
 """What a search by measuring may try: every plan on the planner's walks, and the knobs of the optimizers that act here.
 
-Comes in: an Outlook. Goes out: a Space. All predictions are by the model of cost alone: corrected by measurements, plans
-that were measured and plans that were not could not be held against each other.
+Comes in: an Outlook. Goes out: a Space. All predictions are by the model of cost alone: corrected by measurements,
+plans that were measured and plans that were not could not be held against each other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from safelight.errors import UsageError
 from safelight.measure.frontier import PLAIN, STEPS, Setting
 from safelight.measure.knobs import KNOBS, Knob, steps_knob
 from safelight.measure.tune import Predicted, Space
@@ -22,7 +22,8 @@ def space(outlook: Outlook, *, fewer_steps: bool = True, registry: Registry = OP
     wish = outlook.wish
     pins = tuple((one.optimizer, one.options) for one in outlook.plan.choices if one.requested)
     search = Search(_alone(outlook.forecast), registry, pins, wish.without, wish.paid_by)
-    walks = _Walks(search, outlook.walks[0].steps, wish.options)
+    asked = outlook.request.steps if outlook.request else None  # a picture to begin from needs fewer of them
+    walks = _Walks(search, asked or outlook.walks[0].steps, wish.options)
     approximate = max(wish.speed, wish.memory) == Fidelity.APPROXIMATE
     steps = steps_knob(walks.steps) if fewer_steps and approximate else None
     knobs = [knob for knob in KNOBS if walks.turns(knob)] if approximate else []
@@ -45,7 +46,7 @@ def _alone(forecast: Forecast) -> Forecast:
 
 
 def _ordered(search: Search, outlook: Outlook) -> Iterable[Setting]:
-    """Those that cost no fidelity first; in each half those that no other is predicted to beat, best for the goal first.
+    """Those that cost no fidelity first; in each half what none is predicted to beat, the best for the goal first.
 
     Plain is measured anyway, and what would not fit is not tried.
     """
@@ -54,10 +55,14 @@ def _ordered(search: Search, outlook: Outlook) -> Iterable[Setting]:
     there = [point for point in found if budget is None or point.cost.peak_bytes <= budget]
 
     def key(point: Point) -> tuple[bool, bool, float]:
-        seconds, size = search.seconds(point), point.cost.peak_bytes
-        beaten = any(search.seconds(o) < seconds and o.cost.peak_bytes < size for o in there)
+        seconds, size, approximate = search.seconds(point), point.cost.peak_bytes, is_approximate(point)
+        rivals = [other for other in there if is_approximate(other) == approximate]
+        beaten = any(search.seconds(o) < seconds and o.cost.peak_bytes < size for o in rivals)
         score = {"fast": seconds, "low-memory": float(size)}.get(outlook.wish.goal, seconds * size)
-        return search.fidelity(point) == Fidelity.APPROXIMATE, beaten, score
+        return approximate, beaten, score
+
+    def is_approximate(point: Point) -> bool:
+        return search.fidelity(point) == Fidelity.APPROXIMATE
 
     settings = (setting_of(point.chosen) for point in sorted(there, key=key))
     return dict.fromkeys(setting for setting in settings if setting != PLAIN)
@@ -73,7 +78,7 @@ class _Walks:
 
     search: Search
     steps: int
-    given: "dict[str, dict[str, object]] | object"
+    given: Mapping[str, Mapping[str, Any]]
 
     def chosen(self, setting: Setting) -> tuple[Chosen, ...]:
         registry = self.search.registry
@@ -83,8 +88,8 @@ class _Walks:
 
     def turns(self, knob: Knob) -> bool:
         """Whether it does anything here, and nobody has said where it shall stand."""
-        registry, wished = self.search.registry, dict(self.given)  # type: ignore[call-overload]
-        if knob.optimizer not in registry or knob.option in wished.get(knob.optimizer, {}):
+        registry, given = self.search.registry, self.given
+        if knob.optimizer not in registry or knob.option in given.get(knob.optimizer, {}):
             return False
         known = registry[knob.optimizer]
         there = knob.optimizer not in self.search.without and self.search.pointless(known) is None

@@ -28,8 +28,8 @@ METRICS = ("lpips", "psnr", "ssim", "flip")  # what a limit may be given of
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """load: arguments of safelight.load, but for the request and the optimizers. request: with a seed. prompts: the runs
-    take turns with them. folder: of the pictures; the journal, which knows plain's, lies beside it.
+    """load: arguments of safelight.load, but for the request and the optimizers. request: with a seed. prompts: the
+    runs take turns with them. folder: of the pictures; the journal, which knows plain's, lies beside it.
 
     metrics: those that are defined for the pictures' size. quality, launch: seams.
     """

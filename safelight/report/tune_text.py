@@ -99,7 +99,7 @@ def parts(tuned: Tuned, judge: Judge) -> Iterator[str]:
 
 def effect(part: Part, judge: Judge) -> str:
     if part.without is None:
-        return "could not be left out by itself"
+        return "not left out: the others fail without it, or the budget had no room"
     whole, less = part.whole.outcome, part.without.outcome
     saved = judge.seconds(part.without) - judge.seconds(part.whole)
     told = f"{duration(abs(saved))} {'saved' if saved >= 0 else 'lost'} a run"

@@ -22,7 +22,6 @@ from safelight.vae.tiles import Grid
 
 TILE_PX, OVERLAP = 512, 0.25
 LEAST_TILE = 8  # latents a side
-CROP = 16  # latents a side at least: what is before the first upsampling sees far, and of smaller ones edges alone
 AT_ONCE_PX = 1024 * 1024  # of the tiles of one call on a card; a CPU is as fast with one tile
 
 
@@ -111,7 +110,7 @@ class Blending:
     def _pieces(self, item: Any) -> Any:
         """Crops of a picture or of its latents, side by side."""
         scale = 1 if self.what == "decode" else self.factor
-        return crops(*(side // scale for side in item.shape[-2:]), CROP).of(item, scale)
+        return crops(*(side // scale for side in item.shape[-2:])).of(item, scale)
 
     @property
     def factor(self) -> int:

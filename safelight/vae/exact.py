@@ -13,6 +13,7 @@ from safelight.vae.graph import IMAGE_DIMS, WEIGHT, Made, Node, replaced
 from safelight.vae.passes import Hull, Sampling, Task, can_be_written_over, hulls
 from safelight.vae.plan import Arena, Schedule
 from safelight.vae.row import Row
+from safelight.vae.sampling import matched
 from safelight.vae.stats import Statistics
 
 Sink = Callable[[int, Any], None]  # the first row's number, rows in the order of the picture
@@ -71,8 +72,9 @@ class Run:
 
     def _sample(self, sampling: Sampling) -> None:
         """Statistics of crops for those of the whole."""
+        whole = self.values[sampling.at]
         part = Run(sampling.schedule, self.weights)
-        part.of(sampling.cut.of(self.values[sampling.at]))
+        part.of(matched(sampling.cut.of(whole), whole))
         self.statistics.update({node: part.statistics[twin] for node, twin in sampling.twins.items()})
 
     def _at_once(self, node: Node) -> Any:

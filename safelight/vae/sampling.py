@@ -1,8 +1,9 @@
 """Statistics of norms from a few crops, so that the rest of a decode is one pass of which nothing is stored.
 
 What comes before the first upsampling, attention with it, is exact. From its result small crops are cut, evenly placed,
-laid side by side, and decoded as one picture; its means and variances stand for the whole's. Crops have crops beside
-them and no zeros, so that they may be small, many, and near to every part of the picture. The idea of statistics from a
+laid side by side, given the whole's mean and variance of each channel, and decoded as one picture; its means and
+variances stand for the whole's. Crops have crops beside them and no zeros, so that they may be small, many, and near to
+every part of the picture. The idea of statistics from a
 part is that of Tiled VAE's fast mode (multidiffusion-upscaler), which takes a picture made small.
 
 Comes in: the rows of a decoder's graph. Goes out: the same, with norms that are not counted.
@@ -17,11 +18,13 @@ from safelight.vae import search
 from safelight.vae.fold import folded
 from safelight.vae.graph import IMAGE_DIMS, INPUT, CannotWalk, Graph, Node, needed, rewired
 from safelight.vae.passes import Rows, Sampling, rows_of
+from safelight.vae.stats import Statistics
 
 LEAST_PICTURE = 32  # latents a side
 SIDE = 6  # latents of a crop: smaller ones are too much edge, larger ones miss too much between them
 SHARE = 0.5  # of each side that crops cover: a quarter of the picture
 CROPS = 32  # along the longer side, at most
+EPSILON = 1e-6  # beside variances: a channel of one number stays as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +55,14 @@ class Crops:
         return made
 
 
-def crops(height: int, width: int, least: int = SIDE) -> Crops:
+def crops(height: int, width: int) -> Crops:
     """Of a picture of so many latents: laid as bricks are, so that no column of the picture is missed by all.
 
-    least: latents of a crop's side. Raises CannotWalk for a picture that is not larger than its crops.
+    Raises CannotWalk for one that is too small.
     """
     if min(height, width) < LEAST_PICTURE:
         raise CannotWalk(f"{width}x{height} latents are too few for statistics from crops, {LEAST_PICTURE} are needed")
-    side = min(height, width, max(least, ceil(SHARE * max(height, width) / CROPS)))
+    side = min(height, width, max(SIDE, ceil(SHARE * max(height, width) / CROPS)))
     down, across = (max(1, round(SHARE * length / side)) for length in (height, width))
     places = [
         (round((row + 0.5) * height / down - side / 2), (column + (0.75, 0.25)[row % 2]) * width / across - side / 2)
@@ -69,9 +72,25 @@ def crops(height: int, width: int, least: int = SIDE) -> Crops:
     return Crops(tuple((max(top, 0), min(max(round(left), 0), width - side)) for top, left in places), side, across)
 
 
+def matched(cut: Any, whole: Any) -> Any:
+    """cut, with the mean and variance that each channel of the whole has. Both: (1, channels, rows, columns)."""
+    import torch
+
+    (mean, variance), (own_mean, own_variance) = (_of_channels(tensor) for tensor in (whole, cut))
+    spread = (variance + EPSILON).sqrt()
+    return torch.nn.functional.batch_norm(cut, own_mean, own_variance, spread, mean, False, 0.0, EPSILON)
+
+
+def _of_channels(tensor: Any) -> tuple[Any, Any]:
+    found = Statistics(1, tensor.shape[1], tensor.device)
+    found.add(tensor)
+    mean, variance = found.groups(tensor.shape[1])
+    return mean[0], variance[0]
+
+
 def sampled(graph: Graph, small: Graph, cut: Crops, strip_bytes: int) -> Callable[[bool], list[Rows]]:
-    """small: the same module's graph for the crops, as one picture. The result is `rows_of` with the statistics left out,
-    with crops that are decoded fast, and with crops that take the least.
+    """small: the same module's graph for the crops, as one picture. The result is `rows_of` with the statistics left
+    out, with crops that are decoded fast, and with crops that take the least.
 
     Raises CannotWalk for a module in which there is not one tensor that all later ones come from.
     """

@@ -50,6 +50,18 @@ def test_crops_lie_side_by_side_in_the_order_of_the_picture(height, width, scale
         assert torch.equal(made[..., row : row + side, column : column + side], there)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_crops_get_the_mean_and_variance_of_the_whole_in_each_channel(dtype):
+    random = torch.Generator().manual_seed(2)
+    whole = torch.randn(1, 5, 40, 40, generator=random) * torch.linspace(0.5, 3, 40) + torch.arange(5).view(5, 1, 1)
+    whole[:, 0] = 7.0  # a channel of one number
+    whole = whole.to(dtype)
+    found = sampling.matched(crops(40, 40).of(whole), whole)
+    assert found.dtype == dtype
+    for got, wanted in zip(*(torch.var_mean(each.float(), (2, 3)) for each in (found, whole)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0.01, atol=0.01)
+
+
 @settings(max_examples=6, deadline=None)
 @given(st.integers(16, 24), st.sampled_from([2000, 2**23]), st.booleans())
 def test_crops_that_are_the_whole_give_the_whole(side, strip_bytes, attention):
@@ -119,7 +131,7 @@ def test_a_module_that_computes_something_else_for_crops_is_refused(vae):
 
 
 def test_an_approximation_is_taken_where_it_is_allowed_and_no_exact_plan_fits(vae):
-    given = latents(128, 128)
+    given = latents(192, 192)
     with exactly(vae) as exact:
         budget = exact.plans(given)[0].peak_bytes - 1
     ours = engine.Engine(vae, budget, fidelity="approximate")
