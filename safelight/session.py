@@ -325,6 +325,10 @@ class Session:
         predicted."""
         return self.expected.cost(request, self._chosen)
 
+    def evaluations(self, request: Request) -> int:
+        """Of the model, for each picture of a settled request: samplers differ in how many they take for a step."""
+        return self.expected.evaluations(request)
+
     def generate(
         self,
         prompt: str | Request,

@@ -233,6 +233,7 @@ def _report(
             "pictures": done,
             "request": result.request.as_dict(),
             "seconds": {stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
+            "evaluations": session.evaluations(result.request),
             "peak_bytes": result.peak_bytes,
             "held_bytes": result.held_bytes,
             "predicted": predicted,
@@ -250,7 +251,8 @@ def _report(
         say(f"+ {status.name} {status.value}: {status.evidence}")
     if predicted:
         say(f"predicted {_stages(predicted['seconds'])}; weights and tensors {mib(predicted['peak_bytes'])}")
-    say(f"measured {_stages(result.seconds)}; peak {mib(result.peak_bytes)}; seed {result.request.seed}")
+    told = f"{session.evaluations(result.request)} evaluations a picture"
+    say(f"measured {_stages(result.seconds)}; {told}; peak {mib(result.peak_bytes)}; seed {result.request.seed}")
 
 
 def _stages(seconds: Mapping[str, float]) -> str:

@@ -67,6 +67,10 @@ class Expected:
         except CannotPredict:
             return None
 
+    def evaluations(self, request: Request) -> int:
+        """Of the model, for each picture of a settled request; a guess where the sampler finds its steps as it goes."""
+        return sum(walk.evaluations for walk in self._shape(request).walks)
+
     def keep(
         self, request: Request, chosen: Sequence[Chosen], seconds: Mapping[str, float], peak_bytes: int | None
     ) -> None:
