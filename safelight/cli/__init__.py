@@ -49,7 +49,10 @@ class Commands(click.Group):
             raise Interrupted("interrupted") from error
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+HELP = ["-h", "--help"]
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": HELP})
 @click.version_option(safelight.__version__, prog_name="safelight")
 def app() -> None:
     """Run diffusion models fast and in little memory, without spoiling the picture."""
@@ -60,6 +63,8 @@ COMMANDS = (
     *(optimizers, translate, measurements, vae, upscale, get),
 )
 for command in COMMANDS:
+    # said of each, as click keeps the first help option that it makes, with or without what the group says
+    command.context_settings["help_option_names"] = HELP
     app.add_command(command)
 
 
