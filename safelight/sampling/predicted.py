@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from safelight.sampling.driven import DrivenScheduler
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -56,6 +58,8 @@ def clean(scheduler: Any, step: Step) -> "Tensor":
     noise is not scaled to 1 (Euler, Heun, DPM2, LMS) do, and are believed: of a second evaluation and of Karras' sigmas
     the timestep tells the noise level only roughly.
     """
+    if isinstance(scheduler, DrivenScheduler):
+        return step.returned[1]
     latents = step.returned[0]
     if step.output.shape != step.sample.shape or getattr(step.timestep, "ndim", 0):
         return latents

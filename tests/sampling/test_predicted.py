@@ -8,7 +8,7 @@ import torch
 
 from safelight.sampling.checkpoint import Checkpoint
 from safelight.sampling.predicted import Step, clean, watched
-from safelight.sampling.schedulers import CLASSES
+from safelight.sampling.schedulers import CLASSES, build, find
 
 NOISE = [name for name, row in CLASSES.items() if not row.flow]
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -87,3 +87,11 @@ def test_watching_changes_no_step_and_leaves_nothing_behind():
         assert seen[0].returned[0] is again.prev_sample
     assert torch.equal(again.prev_sample, plain)
     assert vars(scheduler).keys() == before.keys()
+
+
+@pytest.mark.parametrize("name", ["Euler", "DPM++ 2M"])
+def test_a_sampler_of_ours_tells_the_clean_latents_of_a_flow_model_itself(name):
+    scheduler = build(find(name), Checkpoint("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}), batch_size=2)
+    scheduler.set_timesteps(10)
+    hidden, noise = latents(0), latents(1)
+    assert (found(scheduler, noise - hidden, noise, scheduler.timesteps[0]) - hidden).abs().max() < 1e-2
