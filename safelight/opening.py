@@ -180,7 +180,7 @@ def _settled(blueprint: Blueprint, request: Request, defaults: Mapping[str, Any]
         steps=request.steps or defaults.get("steps", DEFAULT_STEPS),
         denoise=DENOISE if request.init and request.denoise is None else request.denoise,
     )
-    inputs.check_sides(inputs.multiple(blueprint), width=settled.width, height=settled.height)
+    inputs.check_sides(multiple, width=settled.width, height=settled.height)
     return settled
 
 

@@ -62,7 +62,7 @@ class Passes:
     def __call__(self, seeds: list[int], variation_seeds: list[int] | None, watch: Watch) -> Drawn:
         request = self.request
         assert request.width and request.height and request.steps, "the request is settled"
-        start = replace(EMPTY, height=request.height, width=request.width, steps=request.steps, seeds=tuple(seeds))
+        start = Pass(request.height, request.width, request.steps, request.guidance, tuple(seeds))
         if self.canvas is not None:
             return self._from_canvas(self.canvas, start, variation_seeds, watch)
         latents = self._walk(start, variation_seeds, watch, Walk())
@@ -91,7 +91,7 @@ class Passes:
         watch.clock.switch("text")
         first_pass = request.steps if watch.stage == SECOND else None
         words = self.words(count, task.steps, first_pass)
-        return denoise(self.pipe, replace(task, guidance=request.guidance), words, scheduler, noise, watch)
+        return denoise(self.pipe, task, words, scheduler, noise, watch)
 
     # -- from a picture ------------------------------------------------------------------------------------------------
 
@@ -168,6 +168,3 @@ def cropped(latents: "Tensor", plan: HiresPlan) -> "Tensor":
     """What an explicit size of another shape cuts off, as A1111 does: in latent cells, the odd one right and below."""
     high, wide = latents.shape[-2:]
     return latents[..., plan.crop_top : high - plan.crop_bottom, plan.crop_left : wide - plan.crop_right]
-
-
-EMPTY = Pass(height=0, width=0, steps=0, guidance=None, seeds=())

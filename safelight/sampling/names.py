@@ -1,11 +1,11 @@
 """What a person writes -> the sampler and the schedule it means: "dpm++ 2m karras", "k_euler_a", "DDIMScheduler"."""
 
-import re
 from dataclasses import dataclass
 
 from safelight.errors import UnknownName
 from safelight.sampling.samplers import SAMPLERS, Sampler
 from safelight.sampling.schedules import SCHEDULES, Schedule
+from safelight.sampling.schedules import compared as normal
 
 AUTOMATIC = "automatic"
 
@@ -38,10 +38,6 @@ def find(name: str) -> SamplerChoice:
 def names_of(sampler: Sampler) -> tuple[str, ...]:
     """All that a sampler is called, its label first."""
     return (sampler.label, *sampler.aliases, *sampler.cls)
-
-
-def normal(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name.lower())
 
 
 def _samplers() -> dict[str, Sampler]:

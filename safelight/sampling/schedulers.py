@@ -4,7 +4,6 @@ A name of A1111's, with its schedule or without, is one of our samplers (sampler
 that class, built from the checkpoint's config. No name at all is the checkpoint's own scheduler, as diffusers has it.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -85,30 +84,23 @@ def find(name: str | None, schedule: str | None = None) -> Recipe:
         return Recipe()
     asked = None if schedule is None else schedules.find(schedule).name
     if (cls := _class_named(name)) is not None:
-        if asked not in (None, AUTOMATIC):
+        if asked not in (None, names.AUTOMATIC):
             raise DoesNotApply(f"{cls} has the schedule of its config: give A1111's name for --schedule {schedule}")
         return Recipe(cls)
     try:
         choice = names.find(name)
     except UnknownName as error:
-        if not _normal(name).endswith("scheduler"):
+        if not schedules.compared(name).endswith("scheduler"):
             raise
         raise UnknownName("sampler", name, CLASSES) from error
     if asked is not None and choice.schedule not in (None, asked):
         raise DoesNotApply(f"sampler {name!r} names the schedule {choice.schedule} and --schedule {schedule}: give one")
     said = asked or choice.schedule
-    return Recipe(choice.sampler, None if said == AUTOMATIC else said)
-
-
-AUTOMATIC = "automatic"
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name.lower())
+    return Recipe(choice.sampler, None if said == names.AUTOMATIC else said)
 
 
 def _class_named(name: str) -> str | None:
-    return next((cls for cls in CLASSES if _normal(cls) == _normal(name)), None)
+    return next((cls for cls in CLASSES if schedules.compared(cls) == schedules.compared(name)), None)
 
 
 def check(recipe: Recipe, options: Mapping[str, float], checkpoint: Checkpoint, family: str | None = None) -> None:

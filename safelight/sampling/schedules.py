@@ -79,12 +79,13 @@ def _check_range(levels: Levels, given: dict[str, Any]) -> None:
 def find(name: str) -> Schedule:
     """By name, label or alias; case, spaces, hyphens and underscores do not count. Raises UnknownName."""
     for schedule in SCHEDULES:
-        if _normal(name) in map(_normal, (schedule.name, schedule.label, *schedule.aliases)):
+        if compared(name) in map(compared, (schedule.name, schedule.label, *schedule.aliases)):
             return schedule
     raise UnknownName("schedule", name, [schedule.label for schedule in SCHEDULES])
 
 
-def _normal(name: str) -> str:
+def compared(name: str) -> str:
+    """A name as it is compared: case, spaces, hyphens and underscores do not count."""
     return re.sub(r"[\s_-]+", "", name.lower())
 
 
