@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from commandline import as_nobody, in_process
 
-from safelight import cli
 from safelight.errors import Interrupted, PartlyDone
 from safelight.measure.bench import News
 from safelight.measure.results import PlanResult, Requirement, Result, Round, Verdict
@@ -24,22 +24,10 @@ SMALL = ("--steps", 2, "--width", 32, "--height", 32)
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """Runs the command line here, in an empty folder, without the settings of whoever runs the tests."""
-    for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
-        monkeypatch.delenv(name)
+    as_nobody(monkeypatch, tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["safelight", "bench", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    with in_process(monkeypatch, capsys, "bench") as call:
+        yield call
 
 
 # -- what cannot be is said at once ------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import tiny
+from commandline import as_nobody, in_process
 
 import safelight
 from safelight import cli
@@ -28,17 +29,6 @@ from safelight.simulate import measurements
 
 SMALL = ("--steps", 2, "--width", 32, "--height", 32)
 BATCH = ("--seed", 7, "--count", 3, "--batch-size", 2)
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def paths(self):
-        return [Path(line) for line in self.out.splitlines()]
 
 
 @pytest.fixture
@@ -53,21 +43,10 @@ def plain(tmp_path_factory):
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path, plain):
     """Runs the command line here, in an empty folder, without the settings of whoever runs the tests."""
-    for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
-        monkeypatch.delenv(name)
+    as_nobody(monkeypatch, tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(plain))
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["safelight", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Ran(ended.value.code, *capsys.readouterr())
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    with in_process(monkeypatch, capsys) as call:
+        yield call
 
 
 @pytest.fixture

@@ -1,16 +1,13 @@
 """safelight grid as a person types it: refused before anything is loaded, or a picture, a page and an exit code."""
 
 import json
-import os
-import signal
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from commandline import as_nobody, in_process
 from PIL import Image
 
-from safelight import cli
 from safelight.run import metadata
 
 grid = import_module("safelight.cli.grid")  # the package has the command by that name
@@ -22,26 +19,14 @@ SMALL = ("--width", 64, "--height", 64, "--optimize", "none", "--device", "cpu")
 @pytest.fixture
 def unset(monkeypatch, tmp_path):
     """Nobody's settings, and an empty folder."""
-    for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
-        monkeypatch.delenv(name)
+    as_nobody(monkeypatch, tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def run(monkeypatch, capsys, unset):
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["safelight", "grid", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    with in_process(monkeypatch, capsys, "grid") as call:
+        yield call
 
 
 # -- what cannot be is said at once ------------------------------------------------------------------------------------

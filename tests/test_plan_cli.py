@@ -1,17 +1,14 @@
 """`safelight plan` and `safelight presets`: what a run would take; what cannot be is one line and an exit code."""
 
 import json
-import os
-import signal
-import sys
 import tomllib
-from dataclasses import dataclass
 
 import pytest
+from commandline import as_nobody, in_process
 from PIL import Image
 
 import safelight
-from safelight import cli, config
+from safelight import config
 from safelight.cli import planning
 from safelight.errors import DoesNotApply, UnknownName, UsageError
 from safelight.opening import foreseen
@@ -25,32 +22,14 @@ CARD = ("--device", "rtx-3060-12gb")
 AMPERE = "cuda,memory=12GiB,tflops=40,bandwidth=400"
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """Runs the command line here, in an empty folder, without the settings of whoever runs the tests."""
-    for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
-        monkeypatch.delenv(name)
+    as_nobody(monkeypatch, tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nobody"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["safelight", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Ran(ended.value.code, *capsys.readouterr())
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    with in_process(monkeypatch, capsys) as call:
+        yield call
 
 
 @pytest.fixture

@@ -3,20 +3,16 @@
 In this process, on the bundled model at 64 pixels and on tiny pipelines of other families.
 """
 
-import os
-import signal
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from commandline import as_nobody, in_process
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 import safelight
-from safelight import cli
 from safelight.run import metadata
 from safelight.sampling.samplers import SAMPLERS
 from safelight.sampling.schedules import SCHEDULES
@@ -27,39 +23,16 @@ LABELS = [sampler.label for sampler in SAMPLERS]
 SMALL = ("--width", 64, "--height", 64, "--steps", 3, "--seed", 1)
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def said(self):
-        """What is said beside the progress and the measurements."""
-        return [line for line in self.err.splitlines() if not line.startswith(("picture ", "predicted ", "measured "))]
-
-
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path, tmp_path_factory):
     """Runs the command line here, in an empty folder, without the settings of whoever runs the tests."""
-    for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
-        monkeypatch.delenv(name)
+    as_nobody(monkeypatch, tmp_path)
     settings = tmp_path_factory.mktemp("settings")
     (settings / "safelight").mkdir()
     (settings / "safelight" / "config.toml").write_text('optimize = "none"')
     monkeypatch.setenv("XDG_CONFIG_HOME", str(settings))
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["safelight", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Ran(ended.value.code, *capsys.readouterr())
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    with in_process(monkeypatch, capsys) as call:
+        yield call
 
 
 @pytest.fixture

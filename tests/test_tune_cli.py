@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from commandline import as_nobody, in_process
 
-from safelight import cli
 from safelight.cli.bench import PROMPTS
 from safelight.cli.wanted import wanted
 from safelight.measure.candidates import space
@@ -32,26 +32,14 @@ SMALL = ("--steps", 4, "--width", 64, "--height", 64)
 @pytest.fixture
 def unset(monkeypatch, tmp_path):
     """An empty folder, without the settings of whoever runs the tests."""
-    for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
-        monkeypatch.delenv(name)
+    as_nobody(monkeypatch, tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def run(monkeypatch, capsys, unset):
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["safelight", "tune", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    with in_process(monkeypatch, capsys, "tune") as call:
+        yield call
 
 
 # -- what cannot be is said at once ------------------------------------------------------------------------------------

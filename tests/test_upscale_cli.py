@@ -3,20 +3,16 @@
 Run in this process; networks are tiny, and so are pictures.
 """
 
-import json
-import os
-import signal
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from commandline import as_nobody, in_process
 from esrgan import compact_state, state
 from PIL import Image, ImageCms
 from safetensors.torch import save_file
 
-from safelight import cli
 from safelight.run import metadata, upscaling
 from safelight.run.infotext import parse_infotext
 from safelight.run.record import Record
@@ -40,37 +36,15 @@ RECORD = Record(
 )
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self):
-        return json.loads(self.out)
-
-
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """Runs the command line here, in an empty folder, without the settings of whoever runs the tests."""
-    for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
-        monkeypatch.delenv(name)
+    as_nobody(monkeypatch, tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nobody"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("SAFELIGHT_DEVICE", "cpu")
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["safelight", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Ran(ended.value.code, *capsys.readouterr())
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    with in_process(monkeypatch, capsys) as call:
+        yield call
 
 
 @pytest.fixture

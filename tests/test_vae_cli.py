@@ -3,56 +3,28 @@
 Run in this process, on a tiny pipeline saved as a folder, whose VAE's factor is 2.
 """
 
-import json
-import os
-import signal
-import sys
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import tiny
 import torch
+from commandline import as_nobody, in_process
 from PIL import Image
 from safetensors.torch import save_file
 
-from safelight import cli
 from safelight.run import coding, picture_files
 from safelight.run.load import Loaded
 from safelight.vae import engine
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self):
-        return json.loads(self.out)
-
-
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path, folder):
     """Runs the command line here, in an empty folder, without the settings of whoever runs the tests."""
-    for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
-        monkeypatch.delenv(name)
+    as_nobody(monkeypatch, tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nobody"))
     monkeypatch.setenv("SAFELIGHT_MODEL", str(folder))
     monkeypatch.setenv("SAFELIGHT_DEVICE", "cpu")
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["safelight", "vae", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Ran(ended.value.code, *capsys.readouterr())
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    with in_process(monkeypatch, capsys, "vae") as call:
+        yield call
 
 
 def picture(path, width=24, height=16):

@@ -11,6 +11,7 @@ import click
 
 from safelight import config
 from safelight.cli.draw import hush, hyphens
+from safelight.cli.flags import put
 from safelight.errors import UsageError
 from safelight.report.terminal import harmless
 
@@ -47,14 +48,8 @@ OUR_OWN = ("model", "config_folder", "vae", "purpose")  # not of a Request
 ALONE = (("schedule", "sampler", "Euler"), ("denoise", "init", "a picture"))
 
 
-def _flags(command: Any) -> Any:
-    for flag in reversed(FLAGS):
-        command = flag(command)
-    return command
-
-
 @click.command(context_settings={"token_normalize_func": hyphens})
-@_flags
+@put(FLAGS)
 def advise(*, as_json: bool, **flags: Any) -> None:
     """Say what is usual, what is wasted and what will look wrong, and who found that; nothing is run.
 

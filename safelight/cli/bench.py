@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from safelight import config
+from safelight.cli import flags
 from safelight.cli.draw import generate, hyphens
 from safelight.cli.flags import WORDS
 from safelight.cli.wanted import load_arguments, wanted
@@ -56,25 +57,19 @@ SAID = ("plan", "preset", *WORDS)  # flags that name a plan of their own
 OWN = ("plans", "runs", "rounds", "warmup", "require", "out", "html", "as_json", "quiet")
 
 
-def _flags(command: Any) -> Any:
-    for flag in reversed(FLAGS):
-        command = flag(command)
-    return command
-
-
 @click.command(
     context_settings={"token_normalize_func": hyphens},
     params=[flag for flag in generate.params if flag.name not in NOT_HERE],
 )
 @click.argument("prompts", nargs=-1, metavar="[PROMPT...]")
-@_flags
+@flags.put(FLAGS)
 def bench(prompts: tuple[str, ...], **values: Any) -> None:
     """Measure plain against plans: seconds, memory, and what they did to the picture.
 
     Without --plans, --plan, --preset and -o it is what generate would run. Each plan has processes of its own.
     """
     own = {name: values.pop(name) for name in OWN}
-    given = {name: value for name, value in values.items() if not (value is None or value is False or value == ())}
+    given = flags.given(values)
     place = _place(own["out"])
     job = _job(prompts, given, own, place)
     from safelight.measure import bench as measuring

@@ -39,8 +39,7 @@ def generate(prompt: str | None, **values: Any) -> None:
 
     --enable-NAME is short for -o NAME; underscores count as hyphens, and diffgentor's flags are understood.
     """
-    # not "in (None, (), False)": 0 == False, and --seed 0 is a seed
-    given = {name: value for name, value in values.items() if not (value is None or value is False or value == ())}
+    given = flags.given(values)
     run = wanted(prompt, given)
     request = config.request(run)
     from safelight.run import metadata

@@ -1,6 +1,6 @@
 """The flags of safelight generate. They say nothing themselves: `draw` reads them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -106,7 +106,20 @@ _ENABLE = [f"enable-{name}" for name in (*OPTIMIZERS, *words.ALIASES)]
 WORDS = frozenset(flag.replace("-", "_") for flag in ("optimize", "dtype", *VALUES, *SWITCHES, *_ENABLE))
 
 
-def on(command: Any) -> Any:
-    for flag in reversed((*FLAGS, *SINGLE)):
-        command = flag(command)
-    return command
+def put(flags: Sequence[Any]) -> Callable[[Any], Any]:
+    """A decorator that gives a command these flags, in this order."""
+
+    def decorate(command: Any) -> Any:
+        for flag in reversed(flags):
+            command = flag(command)
+        return command
+
+    return decorate
+
+
+on = put((*FLAGS, *SINGLE))
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were said. Not "in (None, (), False)": 0 == False, and --seed 0 is a seed."""
+    return {name: value for name, value in values.items() if not (value is None or value is False or value == ())}

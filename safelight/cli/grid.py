@@ -20,6 +20,7 @@ import click
 
 import safelight
 from safelight import config
+from safelight.cli import flags
 from safelight.cli.bench import Telling
 from safelight.cli.draw import generate, hush, hyphens
 from safelight.cli.wanted import load_arguments, wanted
@@ -48,25 +49,19 @@ OWN = ("x", "y", "z", "compare", "against", "vary_seeds", "out", "html", "as_jso
 MOST_SAID = 3  # reasons of cells that failed
 
 
-def _flags(command: Any) -> Any:
-    for flag in reversed(FLAGS):
-        command = flag(command)
-    return command
-
-
 @click.command(
     context_settings={"token_normalize_func": hyphens},
     params=[flag for flag in generate.params if flag.name not in NOT_HERE],
 )
 @click.argument("prompt", required=False)
-@_flags
+@flags.put(FLAGS)
 def grid(prompt: str | None, **values: Any) -> None:
     """Draw PROMPT over the values of two or three options, written as in A1111's X/Y/Z plot.
 
     Any option of generate can be an axis; also prompt-sr, prompt-order and size. All cells have one seed.
     """
     own = {name: values.pop(name) for name in OWN}
-    given = {name: value for name, value in values.items() if not (value is None or value is False or value == ())}
+    given = flags.given(values)
     axes, given = _axes(prompt, given, own)
     place = _place(own["out"])
     from safelight.measure import grid as measuring

@@ -9,7 +9,7 @@ import click
 
 from safelight import config
 from safelight.cli.draw import hush, hyphens
-from safelight.cli.flags import PLANNED
+from safelight.cli.flags import PLANNED, put
 from safelight.errors import EnvironmentProblem, UsageError
 from safelight.optimizers import words
 from safelight.report.terminal import harmless, say
@@ -62,14 +62,8 @@ PICTURE = ("width", "height", "steps", "guidance")
 DRAWN = ("sampler", "schedule", "hires", "hires_steps", "hires_denoise", "hires_upscaler")
 
 
-def _flags(command: Any) -> Any:
-    for flag in reversed(FLAGS):
-        command = flag(command)
-    return command
-
-
 @click.command(context_settings={"token_normalize_func": hyphens})
-@_flags
+@put(FLAGS)
 def plan(*, as_json: bool, toml: str | None, preset: str | None, **flags: Any) -> None:
     """Predict seconds and memory, plain and planned, and say why each optimizer is taken or left; nothing is run."""
     if as_json and toml == STDOUT:

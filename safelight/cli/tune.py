@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from safelight import config
+from safelight.cli import flags
 from safelight.cli.bench import NOT_HERE, PROMPTS, Telling
 from safelight.cli.draw import generate, hush, hyphens
 from safelight.cli.planning import DRAWN, PICTURE
@@ -59,18 +60,12 @@ OWN = ("goal", *LIMITS, "budget", "keep_steps", "out", "resume", "as_json", "qui
 LEFT = (*NOT_HERE, "goal", "plan", "preset", "max_seconds")  # of generate's flags
 
 
-def _flags(command: Any) -> Any:
-    for flag in reversed(FLAGS):
-        command = flag(command)
-    return command
-
-
 @click.command(
     context_settings={"token_normalize_func": hyphens},
     params=[flag for flag in generate.params if flag.name not in LEFT],
 )
 @click.argument("prompts", nargs=-1, metavar="[PROMPT...]")
-@_flags
+@flags.put(FLAGS)
 def tune(prompts: tuple[str, ...], **values: Any) -> None:
     """Find the best plan by measuring, inside a limit of what a picture may lose, and write it as a plan file.
 
@@ -78,7 +73,7 @@ def tune(prompts: tuple[str, ...], **values: Any) -> None:
     """
     began = time.monotonic()
     own = {name: values.pop(name) for name in OWN}
-    given = {name: value for name, value in values.items() if not (value is None or value is False or value == ())}
+    given = flags.given(values)
     place, budget = _place(own["out"], resume=own["resume"]), _seconds(own["budget"])
     order = _order(prompts, given, own)
     from safelight.measure import tune as tuning
